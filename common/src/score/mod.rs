@@ -1,0 +1,33 @@
+//! Scores with their items: what a worker measured and what the coordinator compares.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// What one model scored on one task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskScore {
+    /// The task's name in the definition.
+    pub task: String,
+    /// Metric name to value: `accuracy` and `macro_f1` in [0, 1], and `<metric>_stderr`, the standard error over the items.
+    pub metrics: BTreeMap<String, f64>,
+    /// Credit of every item in the data's order, each in [0, 1] (1: right, 0: wrong).
+    pub credits: Vec<f32>,
+}
+
+/// What one model scored on every task, in the definition's order.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Scores {
+    /// One entry per task.
+    pub tasks: Vec<TaskScore>,
+}
+
+/// Which of a task's data sets a score is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Split {
+    /// What the search selects on.
+    Dev,
+    /// The sealed split that no selection reads.
+    Test,
+}
