@@ -1,0 +1,293 @@
+//! Durable writing: a reader sees a whole file or folder, or none.
+//!
+//! Everything is written under a temporary name beside its target, synced, and renamed; then the parent folder is synced. On any error the
+//! temporary is removed.
+
+use std::{
+    fs::{self, File},
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use serde_json::{Map, Value, json};
+use thiserror::Error;
+
+use super::{Checkpoint, Dtype, map};
+
+/// Files beside the weights that are copied as they are.
+const SIDE_FILES: [&str; 11] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "chat_template.jinja",
+    "generation_config.json",
+];
+
+/// A folder that cannot be written.
+#[derive(Debug, Error)]
+pub enum WriteError {
+    /// There is something there already.
+    #[error("{path} exists and is not an empty folder: choose another --out", path = .0.display())]
+    Occupied(PathBuf),
+    /// The system refused.
+    #[error("cannot write {path}: {source}; nothing was left behind", path = path.display())]
+    Io {
+        /// What was being written.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The values did not arrive in order or not all of them.
+    #[error("tensor {tensor:?} got {got} of {expected} elements")]
+    Incomplete {
+        /// The tensor.
+        tensor: String,
+        /// Elements written.
+        got: usize,
+        /// Elements announced.
+        expected: usize,
+    },
+}
+
+/// Writes a whole file durably.
+///
+/// # Errors
+/// If the system refuses; the file is then as it was.
+pub fn file(path: &Path, content: &[u8]) -> io::Result<()> {
+    let temporary = temporary_beside(path);
+    let result = (|| {
+        let mut file = File::create(&temporary)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        sync_folder(path.parent())
+    })();
+    if result.is_err() {
+        fs::remove_file(&temporary).ok();
+    }
+    result
+}
+
+fn temporary_beside(path: &Path) -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    path.with_file_name(format!(".{name}.{}-{number}.tmp", std::process::id()))
+}
+
+fn sync_folder(folder: Option<&Path>) -> io::Result<()> {
+    let folder = folder.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
+}
+
+/// A folder that appears whole or not at all.
+#[derive(Debug)]
+pub struct FolderWriter {
+    target: PathBuf,
+    temporary: PathBuf,
+}
+
+impl FolderWriter {
+    /// Begins a folder at `target`, which must not exist or be empty.
+    ///
+    /// # Errors
+    /// If something is there, or the system refuses.
+    pub fn new(target: &Path) -> Result<Self, WriteError> {
+        if target.is_file() || fs::read_dir(target).is_ok_and(|mut entries| entries.next().is_some()) {
+            return Err(WriteError::Occupied(target.to_owned()));
+        }
+        let target = std::path::absolute(target).unwrap_or_else(|_| target.to_owned());
+        let temporary = temporary_beside(&target);
+        fs::create_dir_all(&temporary).map_err(at(&temporary))?;
+        Ok(Self { target, temporary })
+    }
+
+    /// Where the folder's files are written until it is complete.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Writes one small file.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn write(&self, name: &str, content: &[u8]) -> Result<(), WriteError> {
+        let path = self.temporary.join(name);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(at(parent))?;
+        }
+        let write = || {
+            let mut file = File::create(&path)?;
+            file.write_all(content)?;
+            file.sync_all()
+        };
+        write().map_err(at(&path))
+    }
+
+    /// Copies tokenizer, config and the like from `model`'s folder, as far as they are there.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn copy_side_files(&self, model: &Path) -> Result<(), WriteError> {
+        for name in SIDE_FILES {
+            if let Ok(content) = fs::read(model.join(name)) {
+                self.write(name, &content)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins the folder's one weight file; `tensors` are written in this order.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn weights(&self, name: &str, tensors: &[Announced]) -> Result<WeightsWriter, WriteError> {
+        WeightsWriter::create(&self.temporary.join(name), tensors, &Map::new())
+    }
+
+    /// Makes the folder appear.
+    ///
+    /// # Errors
+    /// If the system refuses; nothing then appears.
+    pub fn finish(self) -> Result<(), WriteError> {
+        let finish = || {
+            sync_folder(Some(&self.temporary))?;
+            // An empty folder may stand in the way; a full one makes this fail.
+            fs::remove_dir(&self.target).or_else(|error| match error.kind() {
+                io::ErrorKind::NotFound => Ok(()),
+                _ => Err(error),
+            })?;
+            fs::rename(&self.temporary, &self.target)?;
+            sync_folder(self.target.parent())
+        };
+        finish().map_err(at(&self.target))
+    }
+}
+
+impl Drop for FolderWriter {
+    fn drop(&mut self) {
+        // After a rename there is nothing left under this name.
+        fs::remove_dir_all(&self.temporary).ok();
+    }
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> WriteError {
+    let path = path.to_owned();
+    move |source| WriteError::Io { path, source }
+}
+
+/// A tensor that will be written.
+#[derive(Clone, Debug)]
+pub struct Announced {
+    /// Its name.
+    pub name: String,
+    /// Type that its values are rounded to.
+    pub dtype: Dtype,
+    /// Its sides.
+    pub shape: Vec<usize>,
+}
+
+/// Writes one safetensors file, tensor after tensor.
+#[derive(Debug)]
+pub struct WeightsWriter {
+    path: PathBuf,
+    file: BufWriter<File>,
+    buffer: Vec<u8>,
+}
+
+impl WeightsWriter {
+    /// Begins a file; `metadata` joins the header's own.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn create(path: &Path, tensors: &[Announced], metadata: &Map<String, Value>) -> Result<Self, WriteError> {
+        let mut meta = metadata.clone();
+        meta.insert("format".into(), "pt".into());
+        let mut header = Map::new();
+        header.insert("__metadata__".into(), Value::Object(meta));
+        let mut start = 0;
+        for tensor in tensors {
+            let end = start + tensor.shape.iter().product::<usize>() * tensor.dtype.size();
+            header.insert(
+                tensor.name.clone(),
+                json!({ "dtype": tensor.dtype.to_string(), "shape": tensor.shape, "data_offsets": [start, end] }),
+            );
+            start = end;
+        }
+        let mut header = Value::Object(header).to_string();
+        // Data starts at a multiple of 8, as the format's own writer has it.
+        while !header.len().is_multiple_of(8) {
+            header.push(' ');
+        }
+        let begin = || {
+            let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
+            file.write_all(&(header.len() as u64).to_le_bytes())?;
+            file.write_all(header.as_bytes())?;
+            Ok(file)
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            file: begin().map_err(at(path))?,
+            buffer: Vec::new(),
+        })
+    }
+
+    /// Appends F32 values, rounded to `dtype`.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn values(&mut self, dtype: Dtype, values: &[f32]) -> Result<(), WriteError> {
+        if let (Dtype::F32, Some(bytes)) = (dtype, map::as_bytes(values)) {
+            return self.file.write_all(bytes).map_err(at(&self.path));
+        }
+        for block in values.chunks(1 << 16) {
+            self.buffer.clear();
+            dtype.extend_from_f32(block, &mut self.buffer);
+            self.file.write_all(&self.buffer).map_err(at(&self.path))?;
+        }
+        Ok(())
+    }
+
+    /// Appends a tensor as it stands in `checkpoint`.
+    ///
+    /// # Errors
+    /// If it cannot be read, or the system refuses.
+    pub fn copy(&mut self, checkpoint: &Checkpoint, tensor: &str) -> Result<(), WriteError> {
+        let incomplete = || WriteError::Incomplete {
+            tensor: tensor.to_owned(),
+            got: 0,
+            expected: checkpoint.tensors().get(tensor).map_or(0, super::TensorInfo::elements),
+        };
+        let view = checkpoint.view(tensor).map_err(|_| incomplete())?;
+        if let Some(bytes) = view.bytes() {
+            return self.file.write_all(bytes).map_err(at(&self.path));
+        }
+        let dtype = checkpoint.tensors()[tensor].dtype;
+        let mut values = vec![0.0; view.elements()];
+        view.read(0..values.len(), &mut values).map_err(|_| incomplete())?;
+        self.values(dtype, &values)
+    }
+
+    /// Completes the file; `durable` syncs it to the disk.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn finish(self, durable: bool) -> Result<(), WriteError> {
+        let finish = || {
+            let file = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;
+            if durable {
+                file.sync_all()?;
+            }
+            Ok(())
+        };
+        finish().map_err(at(&self.path))
+    }
+}

@@ -1,0 +1,285 @@
+//! Binding a definition to the world: open and digest every checkpoint, read every data file, and refuse every misfit at once.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use thiserror::Error;
+
+use super::model::{Definition, Task};
+use crate::{
+    checkpoint::{self, Checkpoint, DigestCache, Patterns},
+    data::{self, Fields},
+    digest::Digest,
+};
+
+/// Separates the definition's hash from other digests.
+const HASH_DOMAIN: &str = "evolver definition v1";
+
+/// A definition with everything that it names found, read and digested. It travels to the workers and into the journal.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Resolved {
+    /// What the user wrote, defaults filled in, paths absolute.
+    pub definition: Definition,
+    /// The base model.
+    pub base: Source,
+    /// The experts, in the definition's order.
+    pub experts: Vec<Source>,
+    /// The tasks' data, in the definition's order.
+    pub tasks: Vec<ResolvedTask>,
+}
+
+/// A checkpoint with its content digest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Source {
+    /// Name of the expert, or `base`.
+    pub name: String,
+    /// Its folder.
+    pub path: PathBuf,
+    /// Content digest of its weights.
+    pub digest: Digest,
+}
+
+/// A task with its labels and data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResolvedTask {
+    /// The task's name.
+    pub name: String,
+    /// The labels, in the order of the model's outputs.
+    pub labels: Vec<String>,
+    /// Items that the search selects on.
+    pub dev: Data,
+    /// The sealed items, if there are any.
+    pub test: Option<Data>,
+}
+
+/// One data file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Data {
+    /// The file.
+    pub path: PathBuf,
+    /// Digest of its content.
+    pub digest: Digest,
+    /// Items used of it.
+    pub items: usize,
+}
+
+/// Everything that keeps the definition from being run, a sentence each.
+#[derive(Debug, Error)]
+#[error("{}", .problems.join("\n"))]
+pub struct ResolveError {
+    /// The sentences.
+    pub problems: Vec<String>,
+}
+
+impl Resolved {
+    /// What decides the search: everything but names of files, limits on its length, and how the work is spread.
+    #[must_use]
+    pub fn deciding(&self) -> Value {
+        let digests = |sources: &[Source]| -> Value {
+            sources
+                .iter()
+                .map(|source| json!({ "name": source.name, "digest": source.digest }))
+                .collect()
+        };
+        let data = |data: &Data| json!({ "digest": data.digest, "items": data.items });
+        let tasks: Value = self
+            .definition
+            .tasks
+            .iter()
+            .zip(&self.tasks)
+            .map(|(task, resolved)| {
+                json!({
+                    "name": task.name, "evaluator": task.evaluator, "metric": task.metric, "weight": task.weight,
+                    "text": task.text, "text_pair": task.text_pair, "label": task.label, "labels": resolved.labels,
+                    "head": task.head, "max_length": task.max_length,
+                    "dev": data(&resolved.dev), "test": resolved.test.as_ref().map(data),
+                })
+            })
+            .collect();
+        json!({
+            "base": self.base.digest,
+            "experts": digests(&self.experts),
+            "heads": self.definition.models.heads,
+            "frozen": self.definition.models.frozen,
+            "tasks": tasks,
+            "merges": self.definition.merges,
+            "search": self.definition.search,
+            "acceptance": self.definition.acceptance,
+        })
+    }
+
+    /// Digest of [`Resolved::deciding`].
+    #[must_use]
+    pub fn hash(&self) -> Digest {
+        Digest::of_parts(HASH_DOMAIN, [self.deciding().to_string().as_bytes()])
+    }
+
+    /// The patterns that split tensors into heads, frozen and evolving ones.
+    #[must_use]
+    pub fn patterns(&self) -> Patterns {
+        Patterns {
+            heads: self.definition.models.heads.clone(),
+            frozen: self.definition.models.frozen.clone(),
+        }
+    }
+}
+
+impl Task {
+    /// The names of an item's fields.
+    #[must_use]
+    pub fn fields(&self) -> Fields {
+        Fields {
+            text: self.text.clone(),
+            text_pair: self.text_pair.clone(),
+            label: self.label.clone(),
+        }
+    }
+}
+
+/// Opens, checks and digests everything that `definition` names.
+///
+/// # Errors
+/// Every problem at once: what cannot be opened, experts that do not fit the base, NaN or infinite weights, data that cannot be read.
+pub fn resolve(definition: Definition, cache: &DigestCache) -> Result<Resolved, ResolveError> {
+    let mut problems = Vec::new();
+    let models = open_models(&definition, cache, &mut problems);
+    let default_labels = models.as_ref().map_or_else(Vec::new, |(base, ..)| labels_of(base));
+    let tasks: Vec<_> = definition
+        .tasks
+        .iter()
+        .filter_map(|task| resolve_task(task, &default_labels, &mut problems))
+        .collect();
+    match models {
+        Some((_, base, experts)) if problems.is_empty() => Ok(Resolved {
+            definition,
+            base,
+            experts,
+            tasks,
+        }),
+        _ => Err(ResolveError { problems }),
+    }
+}
+
+/// Opens base and experts; `None` if the base cannot be used, in which case nothing can be said of the experts' fit.
+fn open_models(
+    definition: &Definition,
+    cache: &DigestCache,
+    problems: &mut Vec<String>,
+) -> Option<(Arc<Checkpoint>, Source, Vec<Source>)> {
+    let base = match Checkpoint::open(&definition.models.base) {
+        Ok(base) => Arc::new(base),
+        Err(error) => {
+            problems.push(format!("models.base: {error}"));
+            return None;
+        }
+    };
+    let mut experts = Vec::new();
+    for expert in &definition.models.experts {
+        match Checkpoint::open_over(&expert.path, &base) {
+            Ok(checkpoint) => experts.push((expert.name.as_str(), checkpoint)),
+            Err(error) => problems.push(format!("expert {}: {error}", expert.name)),
+        }
+    }
+    let named: Vec<_> = experts.iter().map(|(name, c)| (*name, c)).collect();
+    let patterns = Patterns {
+        heads: definition.models.heads.clone(),
+        frozen: definition.models.frozen.clone(),
+    };
+    if let Err(differences) = checkpoint::fit(&base, &named, &patterns) {
+        problems.extend(differences.iter().map(ToString::to_string));
+    }
+    let mut source = |name: &str, checkpoint: &Checkpoint| {
+        if let Err(error) = checkpoint.scan_finite() {
+            problems.push(format!("{name}: {error}"));
+        }
+        match checkpoint.digest(cache) {
+            Ok(digest) => Some(Source {
+                name: name.to_owned(),
+                path: checkpoint.path().to_owned(),
+                digest,
+            }),
+            Err(error) => {
+                problems.push(format!("{name}: {error}"));
+                None
+            }
+        }
+    };
+    let base_source = source("base", &base)?;
+    let sources: Vec<_> = experts
+        .iter()
+        .filter_map(|(name, checkpoint)| source(name, checkpoint))
+        .collect();
+    Some((base, base_source, sources))
+}
+
+/// The labels that the base's config names, in the order of the model's outputs.
+fn labels_of(base: &Checkpoint) -> Vec<String> {
+    let Ok(config) = base.config() else {
+        return Vec::new();
+    };
+    let Some(id2label) = config.get("id2label").and_then(Value::as_object) else {
+        return Vec::new();
+    };
+    let mut labels: Vec<_> = id2label
+        .iter()
+        .filter_map(|(id, label)| Some((id.parse::<usize>().ok()?, label.as_str()?.to_owned())))
+        .collect();
+    labels.sort_unstable();
+    labels.into_iter().map(|(_, label)| label).collect()
+}
+
+fn resolve_task(
+    task: &Task,
+    default_labels: &[String],
+    problems: &mut Vec<String>,
+) -> Option<ResolvedTask> {
+    let labels = if task.labels.is_empty() {
+        default_labels.to_vec()
+    } else {
+        task.labels.clone()
+    };
+    if labels.len() < 2 {
+        problems.push(format!(
+            "tasks.{}.labels is missing, and the base's config.json has no id2label: name at least two labels in the order of the model's outputs",
+            task.name
+        ));
+        return None;
+    }
+    let fields = task.fields();
+    let mut read = |path: &Path, limit: usize| match resolve_data(path, &fields, &labels, limit) {
+        Ok(data) => Some(data),
+        Err(error) => {
+            problems.push(format!("tasks.{}: {error}", task.name));
+            None
+        }
+    };
+    let dev = read(&task.dev, task.dev_items);
+    let test = match &task.test {
+        Some(test) => Some(read(test, task.test_items)?),
+        None => None,
+    };
+    Some(ResolvedTask {
+        name: task.name.clone(),
+        labels,
+        dev: dev?,
+        test,
+    })
+}
+
+fn resolve_data(
+    path: &Path,
+    fields: &Fields,
+    labels: &[String],
+    limit: usize,
+) -> Result<Data, data::DataError> {
+    let items = data::limit(data::read_items(path, fields, labels)?, limit);
+    Ok(Data {
+        path: path.to_owned(),
+        digest: data::digest(path)?,
+        items: items.len(),
+    })
+}
