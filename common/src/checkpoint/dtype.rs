@@ -36,6 +36,21 @@ impl Dtype {
         })
     }
 
+    /// The name in a safetensors header.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F64 => "F64",
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Bf16 => "BF16",
+            Self::Integer(8) => "I64",
+            Self::Integer(4) => "I32",
+            Self::Integer(2) => "I16",
+            Self::Integer(_) => "U8",
+        }
+    }
+
     /// Bytes of one element.
     #[must_use]
     pub fn size(self) -> usize {
@@ -86,12 +101,6 @@ fn convert<const N: usize>(bytes: &[u8], out: &mut [f32], one: impl Fn([u8; N]) 
 
 impl fmt::Display for Dtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::F64 => f.write_str("F64"),
-            Self::F32 => f.write_str("F32"),
-            Self::F16 => f.write_str("F16"),
-            Self::Bf16 => f.write_str("BF16"),
-            Self::Integer(size) => write!(f, "{}-bit integer", 8 * u32::from(*size)),
-        }
+        f.write_str(self.name())
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, BufWriter, Write},
+    io::{self, Write},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -44,16 +44,9 @@ pub enum WriteError {
         /// Why.
         source: io::Error,
     },
-    /// The values did not arrive in order or not all of them.
-    #[error("tensor {tensor:?} got {got} of {expected} elements")]
-    Incomplete {
-        /// The tensor.
-        tensor: String,
-        /// Elements written.
-        got: usize,
-        /// Elements announced.
-        expected: usize,
-    },
+    /// A tensor that was to be copied cannot be read.
+    #[error("{0}")]
+    Unreadable(String),
 }
 
 /// Writes a whole file durably.
@@ -195,12 +188,13 @@ pub struct Announced {
     pub shape: Vec<usize>,
 }
 
-/// Writes one safetensors file, tensor after tensor.
+/// Writes one safetensors file, its tensors in any order and from several threads.
 #[derive(Debug)]
 pub struct WeightsWriter {
     path: PathBuf,
-    file: BufWriter<File>,
-    buffer: Vec<u8>,
+    file: File,
+    /// Type, first byte and elements of each tensor.
+    places: Vec<(Dtype, u64, usize)>,
 }
 
 impl WeightsWriter {
@@ -211,69 +205,72 @@ impl WeightsWriter {
     pub fn create(path: &Path, tensors: &[Announced], metadata: &Map<String, Value>) -> Result<Self, WriteError> {
         let mut meta = metadata.clone();
         meta.insert("format".into(), "pt".into());
-        let mut header = Map::new();
-        header.insert("__metadata__".into(), Value::Object(meta));
+        let mut table = Map::new();
+        table.insert("__metadata__".into(), Value::Object(meta));
+        let mut places = Vec::with_capacity(tensors.len());
         let mut start = 0;
         for tensor in tensors {
-            let end = start + tensor.shape.iter().product::<usize>() * tensor.dtype.size();
-            header.insert(
+            let elements = tensor.shape.iter().product::<usize>();
+            let end = start + elements * tensor.dtype.size();
+            table.insert(
                 tensor.name.clone(),
-                json!({ "dtype": tensor.dtype.to_string(), "shape": tensor.shape, "data_offsets": [start, end] }),
+                json!({ "dtype": tensor.dtype.name(), "shape": tensor.shape, "data_offsets": [start, end] }),
             );
+            places.push((tensor.dtype, start as u64, elements));
             start = end;
         }
-        let mut header = Value::Object(header).to_string();
+        let mut header = Value::Object(table).to_string();
         // Data starts at a multiple of 8, as the format's own writer has it.
         while !header.len().is_multiple_of(8) {
             header.push(' ');
         }
         let begin = || {
-            let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
-            file.write_all(&(header.len() as u64).to_le_bytes())?;
-            file.write_all(header.as_bytes())?;
+            let file = File::options().read(true).write(true).create_new(true).open(path)?;
+            write_at(&file, &(header.len() as u64).to_le_bytes(), 0)?;
+            write_at(&file, header.as_bytes(), 8)?;
+            file.set_len(8 + header.len() as u64 + start as u64)?;
             Ok(file)
         };
+        let data = 8 + header.len() as u64;
+        places.iter_mut().for_each(|(_, start, _)| *start += data);
         Ok(Self {
             path: path.to_owned(),
             file: begin().map_err(at(path))?,
-            buffer: Vec::new(),
+            places,
         })
     }
 
-    /// Appends F32 values, rounded to `dtype`.
+    /// Writes F32 values, rounded to the tensor's type, from element `offset` of the tensor with this index on.
     ///
     /// # Errors
-    /// If the system refuses.
-    pub fn values(&mut self, dtype: Dtype, values: &[f32]) -> Result<(), WriteError> {
+    /// If the system refuses, or there are no such elements.
+    pub fn values(&self, tensor: usize, offset: usize, values: &[f32]) -> Result<(), WriteError> {
+        let (dtype, start, elements) = self.places[tensor];
+        if offset + values.len() > elements {
+            return Err(at(&self.path)(io::Error::from(io::ErrorKind::InvalidInput)));
+        }
+        let start = start + (offset * dtype.size()) as u64;
         if let (Dtype::F32, Some(bytes)) = (dtype, map::as_bytes(values)) {
-            return self.file.write_all(bytes).map_err(at(&self.path));
+            return write_at(&self.file, bytes, start).map_err(at(&self.path));
         }
-        for block in values.chunks(1 << 16) {
-            self.buffer.clear();
-            dtype.extend_from_f32(block, &mut self.buffer);
-            self.file.write_all(&self.buffer).map_err(at(&self.path))?;
-        }
-        Ok(())
+        let mut buffer = Vec::with_capacity(values.len() * dtype.size());
+        dtype.extend_from_f32(values, &mut buffer);
+        write_at(&self.file, &buffer, start).map_err(at(&self.path))
     }
 
-    /// Appends a tensor as it stands in `checkpoint`.
+    /// Writes a tensor as it stands in `checkpoint`; it was announced with the type that it has there.
     ///
     /// # Errors
     /// If it cannot be read, or the system refuses.
-    pub fn copy(&mut self, checkpoint: &Checkpoint, tensor: &str) -> Result<(), WriteError> {
-        let incomplete = || WriteError::Incomplete {
-            tensor: tensor.to_owned(),
-            got: 0,
-            expected: checkpoint.tensors().get(tensor).map_or(0, super::TensorInfo::elements),
-        };
-        let view = checkpoint.view(tensor).map_err(|_| incomplete())?;
+    pub fn copy(&self, tensor: usize, checkpoint: &Checkpoint, name: &str) -> Result<(), WriteError> {
+        let unreadable = |error: super::ReadError| WriteError::Unreadable(error.to_string());
+        let view = checkpoint.view(name).map_err(unreadable)?;
         if let Some(bytes) = view.bytes() {
-            return self.file.write_all(bytes).map_err(at(&self.path));
+            return write_at(&self.file, bytes, self.places[tensor].1).map_err(at(&self.path));
         }
-        let dtype = checkpoint.tensors()[tensor].dtype;
         let mut values = vec![0.0; view.elements()];
-        view.read(0..values.len(), &mut values).map_err(|_| incomplete())?;
-        self.values(dtype, &values)
+        view.read(0..values.len(), &mut values).map_err(unreadable)?;
+        self.values(tensor, 0, &values)
     }
 
     /// Completes the file; `durable` syncs it to the disk.
@@ -281,13 +278,24 @@ impl WeightsWriter {
     /// # Errors
     /// If the system refuses.
     pub fn finish(self, durable: bool) -> Result<(), WriteError> {
-        let finish = || {
-            let file = self.file.into_inner().map_err(io::IntoInnerError::into_error)?;
-            if durable {
-                file.sync_all()?;
-            }
-            Ok(())
-        };
-        finish().map_err(at(&self.path))
+        if durable {
+            self.file.sync_all().map_err(at(&self.path))?;
+        }
+        Ok(())
     }
+}
+
+#[cfg(unix)]
+fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+}
+
+#[cfg(windows)]
+fn write_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let written = std::os::windows::fs::FileExt::seek_write(file, bytes, offset)?;
+        bytes = &bytes[written..];
+        offset += written as u64;
+    }
+    Ok(())
 }

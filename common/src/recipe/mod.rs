@@ -163,6 +163,12 @@ impl Recipe {
     /// Every distinct node, operands before the nodes that use them, in the order of first visit; the root is last.
     #[must_use]
     pub fn nodes(&self) -> Vec<Recipe> {
+        self.nodes_until(|_| false)
+    }
+
+    /// As [`Recipe::nodes`], without what lies below a node that `is_leaf`.
+    #[must_use]
+    pub fn nodes_until(&self, is_leaf: impl Fn(&Recipe) -> bool) -> Vec<Recipe> {
         let mut seen = std::collections::HashSet::new();
         let mut order = Vec::new();
         let mut stack = vec![(self.clone(), false)];
@@ -171,6 +177,9 @@ impl Recipe {
                 order.push(recipe);
             } else if seen.insert(recipe.id()) {
                 stack.push((recipe.clone(), true));
+                if is_leaf(&recipe) {
+                    continue;
+                }
                 let operands: Vec<_> = recipe.op().operands().cloned().collect();
                 stack.extend(operands.into_iter().rev().map(|operand| (operand, false)));
             }

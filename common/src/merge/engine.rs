@@ -1,0 +1,480 @@
+//! The streaming engine: a whole recipe graph, block by block.
+//!
+//! Every operation but a merge's statistics acts element by element, so a block of a descendant needs only the same block of the leaves. A
+//! leaf is a checkpoint, or anything that stands for a node of the graph: a cached copy of a survivor ends the descent just as well.
+
+use std::{
+    collections::HashMap,
+    io,
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use rayon::prelude::*;
+use thiserror::Error;
+
+use super::{
+    Combine, find,
+    pass::{CHUNK, Inputs, Job, Pass},
+    settings::{ParameterError, Settings},
+};
+use crate::{
+    checkpoint::{Checkpoint, Space},
+    digest::Digest,
+    recipe::{Granularity, Op, Recipe},
+    rng::{self, LANES, Stream},
+};
+
+/// Prepared merges that are kept, with their statistics.
+const PREPARED_MAX: usize = 64;
+
+/// Weights that cannot be built.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// A checkpoint that the recipe names is not there.
+    #[error("the recipe needs checkpoint {0}, which this search does not name")]
+    UnknownCheckpoint(Digest),
+    /// A leaf cannot be read.
+    #[error("{0}")]
+    Leaf(String),
+    /// A merge is wrong.
+    #[error(transparent)]
+    Parameter(#[from] ParameterError),
+    /// NaN or infinity came out.
+    #[error("tensor {tensor:?} of the built weights is NaN or infinite, first at element {element}")]
+    NonFinite {
+        /// The tensor.
+        tensor: String,
+        /// Flat index.
+        element: usize,
+    },
+    /// What was built cannot be written.
+    #[error("cannot write what was built: {0}")]
+    Write(#[from] io::Error),
+}
+
+/// Something whose weights can be read block by block.
+pub trait Leaf: Send + Sync {
+    /// Reads elements of the tensor with this index in the space.
+    ///
+    /// # Errors
+    /// A sentence.
+    fn read(&self, tensor: usize, elements: Range<usize>, out: &mut [f32]) -> Result<(), String>;
+
+    /// The whole tensor without a copy, where that is possible.
+    fn borrow(&self, tensor: usize) -> Option<&[f32]>;
+}
+
+/// Where built blocks go; called from several threads with disjoint blocks in any order.
+pub trait Sink: Sync {
+    /// Takes the values of a tensor from element `offset` on.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    fn write(&self, tensor: usize, offset: usize, values: &[f32]) -> io::Result<()>;
+}
+
+/// The evolving tensors of one model, in memory.
+pub type InMemory = Vec<Vec<f32>>;
+
+/// A checkpoint as a leaf.
+#[derive(Debug)]
+pub struct CheckpointLeaf {
+    checkpoint: Arc<Checkpoint>,
+    space: Arc<Space>,
+}
+
+impl CheckpointLeaf {
+    /// The evolving tensors of `checkpoint`.
+    #[must_use]
+    pub fn new(checkpoint: Arc<Checkpoint>, space: Arc<Space>) -> Self {
+        Self { checkpoint, space }
+    }
+}
+
+impl Leaf for CheckpointLeaf {
+    fn read(&self, tensor: usize, elements: Range<usize>, out: &mut [f32]) -> Result<(), String> {
+        let name = &self.space.tensors[tensor].name;
+        self.checkpoint.read(name, elements, out).map_err(|error| error.to_string())
+    }
+
+    fn borrow(&self, tensor: usize) -> Option<&[f32]> {
+        self.checkpoint.view(&self.space.tensors[tensor].name).ok()?.as_f32()
+    }
+}
+
+/// How the engine works; does not change what it builds.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Elements of one block, rounded up to a multiple of 4096.
+    pub block: usize,
+}
+
+impl std::default::Default for Options {
+    fn default() -> Self {
+        Self { block: 1 << 14 }
+    }
+}
+
+/// Builds recipes over a set of leaves.
+pub struct Engine {
+    space: Arc<Space>,
+    leaves: HashMap<Digest, Arc<dyn Leaf>>,
+    jobs: Vec<Job>,
+    elements: Vec<usize>,
+    prepared: Mutex<HashMap<Digest, Arc<dyn Combine>>>,
+}
+
+impl Engine {
+    /// An engine over the tensors of `space`.
+    #[must_use]
+    pub fn new(space: Arc<Space>, options: Options) -> Self {
+        let block = options.block.max(1).next_multiple_of(CHUNK);
+        let elements: Vec<_> = space.tensors.iter().map(|tensor| tensor.elements).collect();
+        let jobs = elements.iter().enumerate().flat_map(|(tensor, &elements)| {
+            (0..elements).step_by(block).map(move |start| Job {
+                tensor,
+                elements: start..elements.min(start + block),
+            })
+        });
+        Self {
+            jobs: jobs.collect(),
+            elements,
+            space,
+            leaves: HashMap::new(),
+            prepared: Mutex::default(),
+        }
+    }
+
+    /// The tensors that it builds.
+    #[must_use]
+    pub fn space(&self) -> &Space {
+        &self.space
+    }
+
+    /// Lets `leaf` stand for the recipe node of this id.
+    pub fn insert(&mut self, node: Digest, leaf: Arc<dyn Leaf>) {
+        self.leaves.insert(node, leaf);
+    }
+
+    /// Forgets a leaf.
+    pub fn remove(&mut self, node: Digest) {
+        self.leaves.remove(&node);
+    }
+
+    /// Builds a recipe in memory; `out` is given the right size and keeps its allocations. Each tee also gets the values of one node inside the
+    /// recipe.
+    ///
+    /// # Errors
+    /// See [`BuildError`].
+    pub fn build(&self, recipe: &Recipe, out: &mut InMemory, tees: &[(Recipe, &dyn Sink)]) -> Result<(), BuildError> {
+        out.resize(self.elements.len(), Vec::new());
+        for (values, &elements) in out.iter_mut().zip(&self.elements) {
+            values.resize(elements, 0.0);
+        }
+        let mut blocks = Vec::with_capacity(self.jobs.len());
+        let mut jobs = self.jobs.iter().peekable();
+        for (tensor, values) in out.iter_mut().enumerate() {
+            let mut rest = values.as_mut_slice();
+            while let Some(job) = jobs.next_if(|job| job.tensor == tensor) {
+                let (block, after) = rest.split_at_mut(job.elements.len());
+                rest = after;
+                blocks.push((job, Some(block)));
+            }
+        }
+        self.run(recipe, tees, blocks, None)
+    }
+
+    /// Builds a recipe into a sink, in constant memory.
+    ///
+    /// # Errors
+    /// See [`BuildError`].
+    pub fn stream(&self, recipe: &Recipe, sink: &dyn Sink) -> Result<(), BuildError> {
+        let blocks = self.jobs.iter().map(|job| (job, None)).collect();
+        self.run(recipe, &[], blocks, Some(sink))
+    }
+
+    fn run(
+        &self,
+        recipe: &Recipe,
+        tees: &[(Recipe, &dyn Sink)],
+        blocks: Vec<(&Job, Option<&mut [f32]>)>,
+        sink: Option<&dyn Sink>,
+    ) -> Result<(), BuildError> {
+        let (program, root) = self.compile(recipe)?;
+        let mut wanted = vec![root];
+        let mut sinks = Vec::new();
+        for (node, sink) in tees {
+            if let Some(&index) = program.index.get(&node.id()) {
+                wanted.push(index);
+                sinks.push(*sink);
+            }
+        }
+        let workspaces: Mutex<Vec<Workspace>> = Mutex::default();
+        blocks.into_par_iter().try_for_each(|(job, block)| {
+            let pooled = workspaces.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let mut workspace = pooled.unwrap_or_default();
+            let result = program.evaluate(job, &wanted, &mut workspace, |values| {
+                self.check_finite(job, values[0])?;
+                if let Some(block) = block {
+                    block.copy_from_slice(values[0]);
+                }
+                for (sink, values) in sink.iter().zip(values).chain(sinks.iter().zip(&values[1..])) {
+                    sink.write(job.tensor, job.elements.start, values)?;
+                }
+                Ok(())
+            });
+            workspaces.lock().unwrap_or_else(PoisonError::into_inner).push(workspace);
+            result
+        })
+    }
+
+    fn check_finite(&self, job: &Job, values: &[f32]) -> Result<(), BuildError> {
+        // A fold without an early end, so that it vectorises.
+        if values.iter().fold(true, |finite, value| finite & value.is_finite()) {
+            return Ok(());
+        }
+        let first = values.iter().position(|value| !value.is_finite()).unwrap_or(0);
+        Err(BuildError::NonFinite {
+            tensor: self.space.tensors[job.tensor].name.clone(),
+            element: job.elements.start + first,
+        })
+    }
+
+    /// Turns a recipe into steps, taking the statistics of its merges on the way, innermost first.
+    fn compile(&self, recipe: &Recipe) -> Result<(Program<'_>, usize), BuildError> {
+        let mut program = Program {
+            space: &self.space,
+            steps: Vec::new(),
+            index: HashMap::new(),
+        };
+        for node in self.needed(recipe) {
+            let step = match self.leaves.get(&node.id()) {
+                Some(leaf) => Step::Leaf(Arc::clone(leaf)),
+                None => self.step(&node, &program)?,
+            };
+            program.index.insert(node.id(), program.steps.len());
+            program.steps.push(step);
+        }
+        let root = program.steps.len() - 1;
+        Ok((program, root))
+    }
+
+    /// The nodes that have to be evaluated, operands first; a leaf ends the descent.
+    fn needed(&self, recipe: &Recipe) -> Vec<Recipe> {
+        recipe.nodes_until(|node| self.leaves.contains_key(&node.id()))
+    }
+
+    fn step(&self, node: &Recipe, program: &Program<'_>) -> Result<Step, BuildError> {
+        let at = |recipe: &Recipe| program.index[&recipe.id()];
+        Ok(match node.op() {
+            Op::Checkpoint(digest) => return Err(BuildError::UnknownCheckpoint(*digest)),
+            Op::Differential { target, plus, minus, scale } => Step::Differential {
+                target: at(target),
+                plus: at(plus),
+                minus: at(minus),
+                scale: super::round(*scale),
+            },
+            Op::Crossover { target, donor, rate, seed, per } => Step::Crossover {
+                target: at(target),
+                donor: at(donor),
+                threshold: rng::threshold(*rate),
+                seed: *seed,
+                per: *per,
+            },
+            Op::Perturb { parent, deviation, seed } => Step::Perturb {
+                parent: at(parent),
+                deviation: *deviation,
+                seed: *seed,
+            },
+            Op::Merge(merge) => {
+                let operands: Vec<_> = node.op().operands().map(at).collect();
+                let known = |prepared: &HashMap<Digest, Arc<dyn Combine>>| prepared.get(&node.id()).cloned();
+                let cached = known(&self.prepared.lock().unwrap_or_else(PoisonError::into_inner));
+                let combine = match cached {
+                    Some(combine) => combine,
+                    None => self.prepare(node.id(), merge, &operands, program)?,
+                };
+                Step::Merge {
+                    operands,
+                    has_base: merge.base.is_some(),
+                    combine,
+                }
+            }
+        })
+    }
+
+    fn prepare(
+        &self,
+        id: Digest,
+        merge: &crate::recipe::Merge,
+        operands: &[usize],
+        program: &Program<'_>,
+    ) -> Result<Arc<dyn Combine>, BuildError> {
+        let method = find(&merge.method)?;
+        let failure = Mutex::new(None);
+        let pass = Pass {
+            program,
+            operands: operands.to_vec(),
+            has_base: merge.base.is_some(),
+            jobs: &self.jobs,
+            elements: &self.elements,
+            failure: &failure,
+        };
+        let combine: Arc<dyn Combine> = method.prepare(&Settings::new(merge), &pass).into();
+        if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            return Err(error);
+        }
+        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        if prepared.len() >= PREPARED_MAX {
+            prepared.clear();
+        }
+        prepared.insert(id, Arc::clone(&combine));
+        Ok(combine)
+    }
+}
+
+/// A recipe as steps, operands before their users.
+pub(super) struct Program<'a> {
+    space: &'a Space,
+    steps: Vec<Step>,
+    index: HashMap<Digest, usize>,
+}
+
+enum Step {
+    Leaf(Arc<dyn Leaf>),
+    Differential { target: usize, plus: usize, minus: usize, scale: f32 },
+    Crossover { target: usize, donor: usize, threshold: u64, seed: u64, per: Granularity },
+    Perturb { parent: usize, deviation: f64, seed: u64 },
+    Merge { operands: Vec<usize>, has_base: bool, combine: Arc<dyn Combine> },
+}
+
+impl Step {
+    fn operands(&self) -> Vec<usize> {
+        match self {
+            Self::Leaf(_) => vec![],
+            Self::Differential { target, plus, minus, .. } => vec![*target, *plus, *minus],
+            Self::Crossover { target, donor, .. } => vec![*target, *donor],
+            Self::Perturb { parent, .. } => vec![*parent],
+            Self::Merge { operands, .. } => operands.clone(),
+        }
+    }
+}
+
+/// One thread's buffers, allocated once and used again.
+#[derive(Default)]
+pub(super) struct Workspace {
+    buffers: Vec<Vec<f32>>,
+    random: Vec<u32>,
+}
+
+impl Program<'_> {
+    /// Evaluates the `wanted` steps on one block and hands their values to `then`.
+    pub(super) fn evaluate(
+        &self,
+        job: &Job,
+        wanted: &[usize],
+        workspace: &mut Workspace,
+        then: impl FnOnce(&[&[f32]]) -> Result<(), BuildError>,
+    ) -> Result<(), BuildError> {
+        let mut needed = vec![false; self.steps.len()];
+        wanted.iter().for_each(|&step| needed[step] = true);
+        for step in (0..self.steps.len()).rev() {
+            if needed[step] {
+                self.steps[step].operands().into_iter().for_each(|operand| needed[operand] = true);
+            }
+        }
+        let Workspace { buffers, random } = workspace;
+        buffers.resize(self.steps.len(), Vec::new());
+        for (at, step) in self.steps.iter().enumerate() {
+            if needed[at] {
+                let (earlier, rest) = buffers.split_at_mut(at);
+                self.step(step, job, earlier, &mut rest[0], random)?;
+            }
+        }
+        let values: Vec<_> = wanted.iter().map(|&step| self.value(step, job, buffers)).collect();
+        then(&values)
+    }
+
+    /// A step's values on this block: in its buffer, or lent by a leaf.
+    fn value<'v>(&'v self, step: usize, job: &Job, buffers: &'v [Vec<f32>]) -> &'v [f32] {
+        match &self.steps[step] {
+            Step::Leaf(leaf) => match leaf.borrow(job.tensor) {
+                Some(values) => &values[job.elements.clone()],
+                None => &buffers[step],
+            },
+            _ => &buffers[step],
+        }
+    }
+
+    fn step(
+        &self,
+        step: &Step,
+        job: &Job,
+        earlier: &[Vec<f32>],
+        out: &mut Vec<f32>,
+        random: &mut Vec<u32>,
+    ) -> Result<(), BuildError> {
+        let value = |step: usize| self.value(step, job, earlier);
+        if let Step::Leaf(leaf) = step
+            && leaf.borrow(job.tensor).is_some()
+        {
+            return Ok(());
+        }
+        out.resize(job.elements.len(), 0.0);
+        match step {
+            Step::Leaf(leaf) => leaf.read(job.tensor, job.elements.clone(), out).map_err(BuildError::Leaf)?,
+            Step::Differential { target, plus, minus, scale } => {
+                let (target, plus, minus) = (value(*target), value(*plus), value(*minus));
+                for (((out, target), plus), minus) in out.iter_mut().zip(target).zip(plus).zip(minus) {
+                    *out = target + scale * (plus - minus);
+                }
+            }
+            Step::Crossover { target, donor, threshold, seed, per } => {
+                let (target, donor) = (value(*target), value(*donor));
+                let stream = Stream::new(*seed, &self.space.tensors[job.tensor].name);
+                match per {
+                    Granularity::Tensor => {
+                        let taken = u64::from(stream.element(0)) < *threshold;
+                        out.copy_from_slice(if taken { donor } else { target });
+                    }
+                    Granularity::Parameter => {
+                        random.resize(out.len(), 0);
+                        stream.fill(job.elements.start as u64, random);
+                        for (((out, target), donor), draw) in out.iter_mut().zip(target).zip(donor).zip(random) {
+                            *out = if u64::from(*draw) < *threshold { *donor } else { *target };
+                        }
+                    }
+                }
+            }
+            Step::Perturb { parent, deviation, seed } => {
+                let stream = Stream::new(*seed, &self.space.tensors[job.tensor].name);
+                perturb(&stream, job.elements.start, *deviation, value(*parent), out);
+            }
+            Step::Merge { operands, has_base, combine } => {
+                let values: Vec<_> = operands.iter().map(|&operand| value(operand)).collect();
+                let (base, models) = if *has_base { (values[0], &values[1..]) } else { (&[][..], &values[..]) };
+                let inputs = Inputs {
+                    base,
+                    models,
+                    tensor: job.tensor,
+                    offset: job.elements.start,
+                };
+                combine.block(&inputs, out);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Adds Gaussian steps; blocks start at multiples of [`CHUNK`], so whole groups of four numbers line up.
+fn perturb(stream: &Stream, start: usize, deviation: f64, parent: &[f32], out: &mut [f32]) {
+    let first = (start / LANES) as u64;
+    for ((group, out), parent) in (first..).zip(out.chunks_mut(LANES)).zip(parent.chunks(LANES)) {
+        let [a, b, c, d] = stream.group(group);
+        let ((w, x), (y, z)) = (rng::normal_pair(a, b), rng::normal_pair(c, d));
+        for ((out, parent), step) in out.iter_mut().zip(parent).zip([w, x, y, z]) {
+            *out = super::round(f64::from(*parent) + deviation * step);
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Linear: the weighted mean of the models, or their weighted sum.
+
+use super::{Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings, round};
+
+pub(super) struct Linear;
+
+pub(super) const WEIGHT: ParameterSpec = ParameterSpec {
+    name: "weight",
+    scope: Scope::Model,
+    kind: Kind::Number(-100.0, 100.0),
+    default: Default::Number(1.0),
+    doc: "Coefficient of the model.",
+};
+
+/// A weighted sum `start + sum_i weight_i * x_i`, where the x_i are models or task vectors.
+pub(super) struct WeightedSum {
+    pub(super) weights: Vec<f64>,
+    pub(super) from_base: bool,
+}
+
+impl Method for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn summary(&self) -> &'static str {
+        "sum of weight_i * model_i, divided by the sum of the weights (Wortsman et al., Model soups, ICML 2022)"
+    }
+
+    fn needs_base(&self) -> bool {
+        false
+    }
+
+    fn parameters(&self) -> &'static [ParameterSpec] {
+        const PARAMETERS: &[ParameterSpec] = &[
+            WEIGHT,
+            ParameterSpec {
+                name: "normalize",
+                scope: Scope::Merge,
+                kind: Kind::Flag,
+                default: Default::Flag(true),
+                doc: "Divide by the sum of the weights.",
+            },
+        ];
+        PARAMETERS
+    }
+
+    fn prepare(&self, settings: &Settings, _pass: &Pass<'_>) -> Box<dyn Combine> {
+        Box::new(WeightedSum {
+            weights: normalized(settings.numbers("weight"), settings.flag("normalize")),
+            from_base: false,
+        })
+    }
+}
+
+/// The weights, divided by their sum if wanted. A sum of zero gives infinities, which the engine refuses by name.
+pub(super) fn normalized(weights: Vec<f64>, normalize: bool) -> Vec<f64> {
+    let divisor = if normalize { weights.iter().sum() } else { 1.0 };
+    weights.into_iter().map(|weight| weight / divisor).collect()
+}
+
+impl Combine for WeightedSum {
+    fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]) {
+        for (element, out) in out.iter_mut().enumerate() {
+            let base = if self.from_base { inputs.base[element] } else { 0.0 };
+            let mut sum = f64::from(base);
+            for (model, weight) in inputs.models.iter().zip(&self.weights) {
+                let value = if self.from_base {
+                    super::task_vector(model[element], base)
+                } else {
+                    model[element]
+                };
+                sum += weight * f64::from(value);
+            }
+            *out = round(sum);
+        }
+    }
+}

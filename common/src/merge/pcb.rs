@@ -1,0 +1,318 @@
+//! PCB-Merging: parameter competition balancing (Du et al., NeurIPS 2024).
+//!
+//! Every statistic is taken per task over the whole model, never per tensor. Two variants:
+//! - `paper`: the paper's equations, with the softmax denominators in F64;
+//! - `script`: what the official `pcb-merging.py` computes: winsorised magnitudes, a signed `tanh` for the competition between tasks, and survivors rescaled to
+//!   (0, 1] instead of a binary mask.
+//!
+//! Scores are rounded to F32 before they are ranked. `weight` is the coefficient lambda_i, inside the mean over tasks.
+
+use super::{
+    Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings,
+    elementary::exp, linear::WEIGHT, order, round, task_vector,
+};
+
+pub(super) struct Pcb;
+
+/// Share of the magnitudes that the script clamps at either end.
+const WINSOR: f64 = 0.0001;
+
+impl Method for Pcb {
+    fn name(&self) -> &'static str {
+        "pcb"
+    }
+
+    fn summary(&self) -> &'static str {
+        "weigh each parameter by its competition within and between tasks, drop the weak, rescale the rest (Du et al., Parameter Competition Balancing, NeurIPS 2024)"
+    }
+
+    fn needs_base(&self) -> bool {
+        true
+    }
+
+    fn parameters(&self) -> &'static [ParameterSpec] {
+        const PARAMETERS: &[ParameterSpec] = &[
+            WEIGHT,
+            ParameterSpec {
+                name: "variant",
+                scope: Scope::Merge,
+                kind: Kind::Choice(&["paper", "script"]),
+                default: Default::Choice("paper"),
+                doc: "The paper's equations, or what the official script computes.",
+            },
+            ParameterSpec {
+                name: "ratio",
+                scope: Scope::Merge,
+                kind: Kind::Number(0.0, 1.0),
+                default: Default::Number(0.1),
+                doc: "Share of each task's parameters that is kept.",
+            },
+        ];
+        PARAMETERS
+    }
+
+    fn prepare(&self, settings: &Settings, pass: &Pass<'_>) -> Box<dyn Combine> {
+        let elements: usize = pass.elements().iter().sum();
+        let cut = rank(elements, 1.0 - settings.number("ratio"), 0.0);
+        let weights = settings.numbers("weight");
+        if settings.choice("variant") == "script" {
+            Box::new(Script::prepare(pass, elements, cut, weights))
+        } else {
+            Box::new(Paper::prepare(pass, cut, weights))
+        }
+    }
+}
+
+/// `int(elements * share - less)` as Python computes it, kept inside the row.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "Python's int() truncates just so")]
+fn rank(elements: usize, share: f64, less: f64) -> u64 {
+    ((elements as f64 * share - less) as usize).min(elements.saturating_sub(1)) as u64
+}
+
+/// Smallest and largest value of a row, for min-max normalisation; a constant row becomes 0.
+#[derive(Clone, Copy)]
+struct Span {
+    low: f64,
+    high: f64,
+}
+
+impl Span {
+    const EMPTY: Self = Self {
+        low: f64::INFINITY,
+        high: f64::NEG_INFINITY,
+    };
+
+    fn join(self, other: Self) -> Self {
+        Self {
+            low: self.low.min(other.low),
+            high: self.high.max(other.high),
+        }
+    }
+
+    fn norm(self, x: f64) -> f64 {
+        if self.high > self.low { (x - self.low) / (self.high - self.low) } else { 0.0 }
+    }
+}
+
+/// The task vectors of one element.
+fn task_vectors(inputs: &Inputs<'_>, element: usize, out: &mut [f64]) {
+    for (out, model) in out.iter_mut().zip(inputs.models) {
+        *out = f64::from(task_vector(model[element], inputs.base[element]));
+    }
+}
+
+/// `Norm` and `Softmax` of the paper's two terms, for pairs (i, j) with i <= j; the pair (i, i) serves both terms.
+struct Paper {
+    spans: Vec<Span>,
+    /// Softmax denominators of the pairs.
+    inter: Vec<f64>,
+    /// Softmax denominators of the intra term, one per task.
+    intra: Vec<f64>,
+    cuts: Vec<f32>,
+    weights: Vec<f64>,
+}
+
+/// Index of the pair (i, j) in a list over i <= j.
+fn pair(i: usize, j: usize) -> usize {
+    let (i, j) = (i.min(j), i.max(j));
+    j * (j + 1) / 2 + i
+}
+
+impl Paper {
+    fn prepare(pass: &Pass<'_>, cut: u64, weights: Vec<f64>) -> Self {
+        let models = pass.models();
+        let pairs = models * (models + 1) / 2;
+        let spans = pass.fold(
+            None,
+            || vec![Span::EMPTY; pairs],
+            |spans: &mut Vec<Span>, inputs| {
+                let mut deltas = vec![0.0; models];
+                for element in 0..inputs.base.len() {
+                    task_vectors(inputs, element, &mut deltas);
+                    for j in 0..models {
+                        for i in 0..=j {
+                            let product = deltas[i] * deltas[j];
+                            let span = &mut spans[pair(i, j)];
+                            *span = span.join(Span { low: product, high: product });
+                        }
+                    }
+                }
+            },
+            |a, b| a.into_iter().zip(b).map(|(a, b)| a.join(b)).collect(),
+        );
+        let mut this = Self {
+            spans,
+            inter: vec![1.0; pairs],
+            intra: vec![1.0; models],
+            cuts: Vec::new(),
+            weights,
+        };
+        let sums = pass.sums(pairs + models, |inputs, elements, sums| {
+            let mut work = Work::new(models);
+            for element in elements {
+                task_vectors(inputs, element, &mut work.deltas);
+                this.terms(&mut work);
+                let terms = work.inter.iter().chain(&work.intra);
+                sums.iter_mut().zip(terms).for_each(|(sum, term)| *sum += term);
+            }
+        });
+        this.inter = sums[..pairs].to_vec();
+        this.intra = sums[pairs..].to_vec();
+        let found = order::select(pass, None, &vec![vec![cut]; models], |inputs, rows| {
+            let mut work = Work::new(models);
+            for element in 0..inputs.base.len() {
+                this.score(inputs, element, &mut work);
+                rows.iter_mut().zip(&work.scores).for_each(|(row, score)| row.push(*score));
+            }
+        });
+        this.cuts = found.into_iter().map(|row| row[0]).collect();
+        this
+    }
+
+    /// The numerators of both softmaxes.
+    fn terms(&self, work: &mut Work) {
+        let models = work.deltas.len();
+        #[expect(clippy::cast_precision_loss, reason = "a count of models")]
+        let n = models as f64;
+        for j in 0..models {
+            for i in 0..=j {
+                let at = pair(i, j);
+                let norm = self.spans[at].norm(work.deltas[i] * work.deltas[j]);
+                work.inter[at] = exp(norm);
+                if i == j {
+                    work.intra[i] = exp(n * norm);
+                }
+            }
+        }
+    }
+
+    /// beta_i = Softmax(N Norm(tau_i^2)) * sum_j Softmax(Norm(tau_i tau_j)).
+    fn score(&self, inputs: &Inputs<'_>, element: usize, work: &mut Work) {
+        task_vectors(inputs, element, &mut work.deltas);
+        self.terms(work);
+        let models = work.deltas.len();
+        for i in 0..models {
+            let mut inter = 0.0;
+            for j in 0..models {
+                inter += work.inter[pair(i, j)] / self.inter[pair(i, j)];
+            }
+            work.scores[i] = round(work.intra[i] / self.intra[i] * inter);
+        }
+    }
+}
+
+/// Room for one element's numbers.
+struct Work {
+    deltas: Vec<f64>,
+    inter: Vec<f64>,
+    intra: Vec<f64>,
+    scores: Vec<f32>,
+}
+
+impl Work {
+    fn new(models: usize) -> Self {
+        Self {
+            deltas: vec![0.0; models],
+            inter: vec![0.0; models * (models + 1) / 2],
+            intra: vec![0.0; models],
+            scores: vec![0.0; models],
+        }
+    }
+}
+
+impl Combine for Paper {
+    fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]) {
+        let mut work = Work::new(inputs.models.len());
+        for (element, out) in out.iter_mut().enumerate() {
+            self.score(inputs, element, &mut work);
+            let (mut sum, mut divisor) = (0.0, 0.0);
+            for (i, &score) in work.scores.iter().enumerate() {
+                if score >= self.cuts[i] {
+                    sum += self.weights[i] * f64::from(score) * work.deltas[i];
+                    divisor += f64::from(score);
+                }
+            }
+            let merged = if divisor == 0.0 { 0.0 } else { sum / divisor };
+            *out = round(f64::from(inputs.base[element]) + merged);
+        }
+    }
+}
+
+/// The official script's computation.
+struct Script {
+    /// Bounds that magnitudes are clamped to, per task.
+    bounds: Vec<Span>,
+    /// Cut and largest score, per task.
+    scores: Vec<Span>,
+    weights: Vec<f64>,
+}
+
+impl Script {
+    fn prepare(pass: &Pass<'_>, elements: usize, cut: u64, weights: Vec<f64>) -> Self {
+        let models = pass.models();
+        let low = rank(elements, WINSOR, 0.0);
+        let high = rank(elements, 1.0 - WINSOR, 1.0).max(low);
+        let spans = |found: Vec<Vec<f32>>| -> Vec<Span> {
+            let span = |row: &Vec<f32>| Span {
+                low: f64::from(row[0]),
+                high: f64::from(row[1]),
+            };
+            found.iter().map(span).collect()
+        };
+        let magnitudes = order::select(pass, None, &vec![vec![low, high]; models], |inputs, rows| {
+            for (row, model) in rows.iter_mut().zip(inputs.models) {
+                row.extend(model.iter().zip(inputs.base).map(|(m, b)| task_vector(*m, *b).abs()));
+            }
+        });
+        let mut this = Self {
+            bounds: spans(magnitudes),
+            scores: Vec::new(),
+            weights,
+        };
+        let last = elements.saturating_sub(1) as u64;
+        let scores = order::select(pass, None, &vec![vec![cut, last]; models], |inputs, rows| {
+            let mut work = Work::new(models);
+            for element in 0..inputs.base.len() {
+                this.score(inputs, element, &mut work);
+                rows.iter_mut().zip(&work.scores).for_each(|(row, score)| row.push(*score));
+            }
+        });
+        this.scores = spans(scores);
+        this
+    }
+
+    fn clamped(&self, task: usize, delta: f64) -> f64 {
+        delta.abs().clamp(self.bounds[task].low, self.bounds[task].high)
+    }
+
+    /// exp(n norm(a_i)^2) * tanh(T_i sum_j T_j).
+    fn score(&self, inputs: &Inputs<'_>, element: usize, work: &mut Work) {
+        task_vectors(inputs, element, &mut work.deltas);
+        let total: f64 = work.deltas.iter().sum();
+        #[expect(clippy::cast_precision_loss, reason = "a count of models")]
+        let n = work.deltas.len() as f64;
+        for (i, &delta) in work.deltas.iter().enumerate() {
+            let norm = self.bounds[i].norm(self.clamped(i, delta));
+            work.scores[i] = round(exp(n * norm * norm) * libm::tanh(delta * total));
+        }
+    }
+}
+
+impl Combine for Script {
+    fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]) {
+        let mut work = Work::new(inputs.models.len());
+        for (element, out) in out.iter_mut().enumerate() {
+            self.score(inputs, element, &mut work);
+            let (mut sum, mut divisor) = (0.0, 0.0);
+            for (i, &score) in work.scores.iter().enumerate() {
+                let scale = self.scores[i].norm(f64::from(score).max(self.scores[i].low));
+                let delta = work.deltas[i];
+                // Exact zeros stay zero; other values take their sign to the clamped magnitude.
+                let clamped = if delta == 0.0 { 0.0 } else { self.clamped(i, delta).copysign(delta) };
+                sum += self.weights[i] * clamped * scale;
+                divisor += scale;
+            }
+            *out = round(f64::from(inputs.base[element]) + sum / divisor.max(1e-12));
+        }
+    }
+}
