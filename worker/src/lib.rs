@@ -1,1 +1,13 @@
-//! placeholder
+//! The worker: leases offspring specs, builds their weights, scores them, reports.
+//!
+//! - [`agent`]: the process that talks to the coordinator and supervises a child.
+//! - [`child`]: the child process, which builds and scores, and whose death costs one attempt and nothing else.
+//! - [`materialize`]: from a recipe to weights.
+//! - [`evaluate`]: from weights to scores; one file per evaluator.
+//! - [`models`]: the networks that evaluators run.
+
+pub mod agent;
+pub mod child;
+pub mod evaluate;
+pub mod materialize;
+pub mod models;

@@ -1,8 +1,19 @@
 //! Scores with their items: what a worker measured and what the coordinator compares.
+//!
+//! - [`classification`]: metrics of a classifier from its predictions.
+//! - [`compare`]: the objective, its interval, and the paired comparison of two models on the same items.
+
+mod classification;
+mod compare;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+pub use self::{
+    classification::classification,
+    compare::{Interval, Objective, Weighted},
+};
 
 /// What one model scored on one task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

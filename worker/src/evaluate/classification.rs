@@ -1,0 +1,216 @@
+//! Text classification by a BERT encoder.
+//!
+//! Texts are tokenized once. A batch holds texts of similar length, packed without padding; since no row's arithmetic depends on its batch, item
+//! outcomes are the same for any batch size and thread count.
+
+use std::ops::ControlFlow;
+
+use candle_core::{Device, Tensor};
+use evolver_common::{
+    data::Item,
+    score::{Scores, Split, classification},
+};
+use tokenizers::{EncodeInput, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
+
+use super::{Candidate, EvaluateError, Evaluator, Setup, TaskInput};
+use crate::models::{Bert, BertConfig, Head, ModelError};
+
+struct Classification {
+    config: BertConfig,
+    device: Device,
+    batch_tokens: usize,
+    tasks: Vec<Task>,
+}
+
+struct Task {
+    name: String,
+    labels: usize,
+    dev: Vec<Text>,
+    test: Vec<Text>,
+}
+
+struct Text {
+    /// Token ids with their token types.
+    tokens: Vec<(u32, u32)>,
+    label: usize,
+}
+
+/// A text's place: task and item.
+type Place = (usize, usize);
+
+pub(super) fn open(setup: &Setup, tasks: Vec<TaskInput>) -> Result<Box<dyn Evaluator>, EvaluateError> {
+    let config = BertConfig::new(setup.config.clone())?;
+    let path = setup.folder.join("tokenizer.json");
+    let bad = |what: String| EvaluateError::Tokenizer {
+        path: path.clone(),
+        what,
+    };
+    let tokenizer = Tokenizer::from_file(&path).map_err(|error| bad(error.to_string()))?;
+    let tasks = tasks.into_iter().map(|task| {
+        let max_length = task.max_length.min(config.max_position_embeddings);
+        let tokenize = |items: &[Item]| tokenize(&tokenizer, max_length, items).map_err(&bad);
+        Ok(Task {
+            dev: tokenize(&task.dev)?,
+            test: tokenize(&task.test)?,
+            labels: task.labels,
+            name: task.name,
+        })
+    });
+    Ok(Box::new(Classification {
+        tasks: tasks.collect::<Result<_, EvaluateError>>()?,
+        device: device()?,
+        batch_tokens: setup.batch_tokens,
+        config,
+    }))
+}
+
+/// The fastest device that this program was built for. The GPU branches have not been run where this project is built.
+fn device() -> Result<Device, EvaluateError> {
+    let device = if cfg!(feature = "cuda") {
+        Device::new_cuda(0)
+    } else if cfg!(feature = "metal") {
+        Device::new_metal(0)
+    } else {
+        Ok(Device::Cpu)
+    };
+    Ok(device.map_err(ModelError::from)?)
+}
+
+fn tokenize(tokenizer: &Tokenizer, max_length: usize, items: &[Item]) -> Result<Vec<Text>, String> {
+    let mut tokenizer = tokenizer.clone();
+    tokenizer.with_padding(None);
+    tokenizer
+        .with_truncation(Some(TruncationParams {
+            max_length,
+            strategy: TruncationStrategy::LongestFirst,
+            stride: 0,
+            direction: TruncationDirection::Right,
+        }))
+        .map_err(|error| error.to_string())?;
+    let inputs: Vec<EncodeInput<'_>> = items
+        .iter()
+        .map(|item| match &item.pair {
+            Some(pair) => (item.text.as_str(), pair.as_str()).into(),
+            None => item.text.as_str().into(),
+        })
+        .collect();
+    let encodings = tokenizer.encode_batch(inputs, true).map_err(|error| error.to_string())?;
+    let texts = encodings.iter().zip(items).map(|(encoding, item)| Text {
+        tokens: encoding.get_ids().iter().copied().zip(encoding.get_type_ids().iter().copied()).collect(),
+        label: item.label,
+    });
+    Ok(texts.collect())
+}
+
+impl Task {
+    fn texts(&self, split: Split) -> &[Text] {
+        match split {
+            Split::Dev => &self.dev,
+            Split::Test => &self.test,
+        }
+    }
+}
+
+impl Classification {
+    /// All texts of a split, longest first, cut into batches of at most `batch_tokens`.
+    fn batches(&self, split: Split) -> Vec<Vec<Place>> {
+        let tasks = self.tasks.iter().enumerate();
+        let mut places: Vec<Place> = tasks
+            .flat_map(|(task, texts)| (0..texts.texts(split).len()).map(move |item| (task, item)))
+            .collect();
+        let length = |&(task, item): &Place| self.tasks[task].texts(split)[item].tokens.len();
+        places.sort_by_key(|place| std::cmp::Reverse(length(place)));
+        let mut batches: Vec<Vec<Place>> = Vec::new();
+        let mut room = 0;
+        for place in places {
+            let tokens = length(&place);
+            match batches.last_mut() {
+                Some(batch) if tokens <= room => {
+                    batch.push(place);
+                    room -= tokens;
+                }
+                _ => {
+                    batches.push(vec![place]);
+                    room = self.batch_tokens.saturating_sub(tokens);
+                }
+            }
+        }
+        batches
+    }
+
+    /// The heads that the candidate brings: one shared by all tasks, or one per task.
+    fn heads(&self, candidate: &mut Candidate) -> Result<Vec<Head>, EvaluateError> {
+        if candidate.heads.is_empty() {
+            let labels = self.tasks.first().map_or(0, |task| task.labels);
+            return Ok(vec![Head::load(&self.config, &mut candidate.shared, labels, &self.device)?]);
+        }
+        let heads = self.tasks.iter().zip(&mut candidate.heads);
+        heads.map(|(task, weights)| Ok(Head::load(&self.config, weights, task.labels, &self.device)?)).collect()
+    }
+
+    /// Predicted labels of one batch.
+    fn predict(&self, bert: &Bert, heads: &[Head], split: Split, batch: &[Place]) -> Result<Vec<usize>, EvaluateError> {
+        let logits = self.logits(bert, heads, split, batch)?;
+        let label = |(logits, &(task, item)): (&Vec<f32>, &Place)| {
+            if logits.iter().any(|logit| !logit.is_finite()) {
+                return Err(EvaluateError::NonFinite {
+                    task: self.tasks[task].name.clone(),
+                    item,
+                });
+            }
+            // The first of equal ones, as argmax has it.
+            Ok((1..logits.len()).fold(0, |best, label| if logits[label] > logits[best] { label } else { best }))
+        };
+        logits.iter().zip(batch).map(label).collect()
+    }
+
+    fn logits(&self, bert: &Bert, heads: &[Head], split: Split, batch: &[Place]) -> Result<Vec<Vec<f32>>, ModelError> {
+        let texts: Vec<_> = batch.iter().map(|&(task, item)| self.tasks[task].texts(split)[item].tokens.as_slice()).collect();
+        let first = bert.forward(&texts)?;
+        if let [head] = heads {
+            return head.logits(&first);
+        }
+        let mut all = vec![Vec::new(); batch.len()];
+        for (task, head) in heads.iter().enumerate() {
+            let rows: Vec<u32> = (0u32..).zip(batch).filter(|(_, place)| place.0 == task).map(|(row, _)| row).collect();
+            if rows.is_empty() {
+                continue;
+            }
+            let chosen = first.index_select(&Tensor::new(rows.as_slice(), &self.device)?, 0)?;
+            for (row, logits) in rows.into_iter().zip(head.logits(&chosen)?) {
+                all[row as usize] = logits;
+            }
+        }
+        Ok(all)
+    }
+}
+
+impl Evaluator for Classification {
+    fn evaluate(
+        &mut self,
+        mut candidate: Candidate,
+        split: Split,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<Scores, EvaluateError> {
+        let heads = self.heads(&mut candidate)?;
+        let bert = Bert::load(&self.config, &mut candidate.shared, &self.device)?;
+        let total = self.tasks.iter().map(|task| task.texts(split).len() as u64).sum();
+        let mut done = 0;
+        let mut predicted: Vec<Vec<usize>> = self.tasks.iter().map(|task| vec![0; task.texts(split).len()]).collect();
+        for batch in self.batches(split) {
+            let labels = self.predict(&bert, &heads, split, &batch)?;
+            for (&(task, item), label) in batch.iter().zip(labels) {
+                predicted[task][item] = label;
+            }
+            done += batch.len() as u64;
+            if progress(done, total).is_break() {
+                return Err(EvaluateError::Stopped);
+            }
+        }
+        let tasks = self.tasks.iter().zip(&predicted).map(|(task, predicted)| {
+            let truth: Vec<_> = task.texts(split).iter().map(|text| text.label).collect();
+            classification(&task.name, &truth, predicted, task.labels)
+        });
+        Ok(Scores { tasks: tasks.collect() })
+    }
+}
