@@ -1,0 +1,167 @@
+//! What goes into a search and what comes out of it.
+
+use evolver_common::{
+    digest::Digest,
+    recipe::Recipe,
+    score::{Objective, Scores, Split},
+};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+/// Everything that decides a search.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Seed of every draw.
+    pub seed: u64,
+    /// Offspring drawn before the oldest of them must be back, at least 1.
+    pub in_flight: usize,
+    /// The tasks, in the order of scores.
+    pub tasks: Vec<Task>,
+    /// What is maximised.
+    pub objective: Objective,
+    /// The start population.
+    pub individuals: Vec<Named>,
+    /// Models scored for the final table only.
+    pub references: Vec<Named>,
+    /// How offspring are drawn.
+    pub strategy: Plugin,
+    /// When an offspring replaces its parent.
+    pub acceptance: Plugin,
+    /// When the search ends.
+    pub stop: Stop,
+}
+
+/// A task, as far as the search knows it.
+#[derive(Clone, Debug)]
+pub struct Task {
+    /// Its name.
+    pub name: String,
+    /// Items of the dev split.
+    pub dev_items: usize,
+    /// Items of the sealed split, 0 if there is none.
+    pub test_items: usize,
+}
+
+/// A model with a name.
+#[derive(Clone, Debug)]
+pub struct Named {
+    /// Its name.
+    pub name: String,
+    /// What it is in the final table: `base`, `expert` or `merge`.
+    pub kind: &'static str,
+    /// How it is built.
+    pub recipe: Recipe,
+}
+
+/// A strategy or rule with its parameters.
+#[derive(Clone, Debug)]
+pub struct Plugin {
+    /// Its name in the registry.
+    pub name: String,
+    /// Its own keys.
+    pub parameters: Map<String, Value>,
+}
+
+/// Limits; whichever is reached first.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    /// Offspring drawn.
+    pub offspring: Option<u64>,
+    /// Generations.
+    pub generations: Option<u64>,
+    /// Dev items scored, start population included.
+    pub evaluations: Option<u64>,
+    /// Offspring in a row of which none was accepted.
+    pub patience: Option<u64>,
+}
+
+/// A setup that cannot be searched.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct SetupError(pub String);
+
+/// What a spec is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A member of the start population.
+    Initial,
+    /// A row of the table.
+    Reference,
+    /// An offspring.
+    Offspring,
+    /// A final candidate, on the sealed split.
+    Test,
+}
+
+/// One model to be built and scored.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// Its number; test specs have numbers of their own, from [`super::TEST_BASE`].
+    pub number: u64,
+    /// What it is for.
+    pub kind: Kind,
+    /// How it is built.
+    pub recipe: Recipe,
+    /// What it is scored on.
+    pub split: Split,
+}
+
+/// How a spec ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// It has scores.
+    Scored(Scores),
+    /// It was given up, with the reason.
+    Failed(String),
+}
+
+/// A model that has been scored.
+#[derive(Clone, Debug, Serialize)]
+pub struct Individual {
+    /// Its recipe's id.
+    pub id: Digest,
+    /// Name of a start individual or reference, empty for offspring.
+    pub name: String,
+    /// `base`, `expert`, `merge` or `evolved`.
+    pub kind: &'static str,
+    /// Ids of the individuals it was made from.
+    pub parents: Vec<Digest>,
+    /// How it is built.
+    #[serde(skip)]
+    pub recipe: Recipe,
+    /// Number of the spec that it was scored as.
+    pub number: u64,
+    /// Its scores on dev.
+    #[serde(skip)]
+    pub scores: Scores,
+    /// Its objective on dev.
+    pub dev: f64,
+}
+
+/// How much has happened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counters {
+    /// Offspring drawn.
+    pub issued: u64,
+    /// Offspring absorbed.
+    pub committed: u64,
+    /// Offspring that replaced their parent.
+    pub accepted: u64,
+    /// Offspring given up.
+    pub failed: u64,
+}
+
+/// Where the search is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Scoring the start population and the references.
+    Start,
+    /// Drawing offspring.
+    Search,
+    /// Scoring the final candidates on the sealed split.
+    Test,
+    /// Done.
+    Finished,
+}

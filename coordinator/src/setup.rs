@@ -1,0 +1,91 @@
+//! From a resolved definition to a search.
+
+use evolver_common::{
+    definition::{MergeEntry, Resolved, Role},
+    merge,
+    recipe::{Input, Merge, Op, Recipe},
+    score::{Objective, Weighted},
+};
+
+use crate::search::{Named, Plugin, Setup, SetupError, Stop, Task};
+
+/// The search that a definition describes.
+///
+/// # Errors
+/// A sentence, for instance on a merge's parameter that is out of range.
+pub fn search(resolved: &Resolved) -> Result<Setup, SetupError> {
+    let definition = &resolved.definition;
+    let base = Recipe::checkpoint(resolved.base.digest);
+    let expert = |source: &evolver_common::definition::Source| Named {
+        name: source.name.clone(),
+        kind: "expert",
+        recipe: Recipe::checkpoint(source.digest),
+    };
+    let mut individuals: Vec<_> = resolved.experts.iter().map(expert).collect();
+    let mut references = vec![Named {
+        name: "base".into(),
+        kind: "base",
+        recipe: base.clone(),
+    }];
+    for entry in &definition.merges {
+        let named = Named {
+            name: entry.name.clone(),
+            kind: "merge",
+            recipe: merge_recipe(entry, &base, resolved)?,
+        };
+        match entry.role {
+            Role::Individual => individuals.push(named),
+            Role::Reference => references.push(named),
+        }
+    }
+    let tasks = resolved.tasks.iter().map(|task| Task {
+        name: task.name.clone(),
+        dev_items: task.dev.items,
+        test_items: task.test.as_ref().map_or(0, |test| test.items),
+    });
+    let weighted = definition.tasks.iter().map(|task| Weighted {
+        metric: task.metric.clone(),
+        weight: task.weight,
+    });
+    Ok(Setup {
+        seed: definition.search.seed,
+        in_flight: definition.search.in_flight,
+        tasks: tasks.collect(),
+        objective: Objective {
+            tasks: weighted.collect(),
+        },
+        individuals,
+        references,
+        strategy: Plugin {
+            name: definition.search.strategy.clone(),
+            parameters: definition.search.parameters.clone(),
+        },
+        acceptance: Plugin {
+            name: definition.acceptance.rule.clone(),
+            parameters: definition.acceptance.parameters.clone(),
+        },
+        stop: Stop {
+            offspring: definition.stop.offspring,
+            generations: definition.stop.generations,
+            evaluations: definition.stop.evaluations,
+            patience: definition.stop.patience,
+        },
+    })
+}
+
+fn merge_recipe(entry: &MergeEntry, base: &Recipe, resolved: &Resolved) -> Result<Recipe, SetupError> {
+    let chosen = |name: &String| entry.models.is_empty() || entry.models.contains(name);
+    let models = resolved.experts.iter().filter(|source| chosen(&source.name)).map(|source| Input {
+        recipe: Recipe::checkpoint(source.digest),
+        parameters: entry.model_parameters.clone(),
+    });
+    let merge = merge::normalize(Merge {
+        method: entry.method.clone(),
+        base: Some(base.clone()),
+        models: models.collect(),
+        parameters: entry.parameters.clone(),
+    });
+    merge
+        .map(|merge| Recipe::new(Op::Merge(merge)))
+        .map_err(|error| SetupError(format!("merges.{}: {error}", entry.name)))
+}
