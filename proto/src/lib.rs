@@ -1,4 +1,20 @@
-//! placeholder
-/// Generated.
-#[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]
-pub mod v1 { tonic::include_proto!("evolver.v1"); }
+//! The wire protocol: generated code, and checked conversions to the types that both sides work with.
+
+mod convert;
+
+pub use convert::{WireError, scores_from_wire, scores_to_wire, split_from_wire, split_to_wire};
+
+/// Version of the protocol; a coordinator refuses a worker that speaks another.
+pub const PROTOCOL: u32 = 1;
+
+/// Largest message either side accepts, in bytes.
+pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
+
+/// The protocol's descriptors, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/evolver.v1.bin"));
+
+/// Generated from `evolver/v1/evolver.proto`.
+#[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, reason = "generated code")]
+pub mod v1 {
+    tonic::include_proto!("evolver.v1");
+}

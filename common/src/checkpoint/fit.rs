@@ -51,6 +51,15 @@ impl fmt::Display for Difference {
     }
 }
 
+impl Patterns {
+    /// The head tensors that `checkpoint` brings.
+    #[must_use]
+    pub fn heads_of(&self, checkpoint: &Checkpoint) -> Vec<String> {
+        let heads = compile("models.heads", &self.heads, checkpoint, &mut Vec::new());
+        checkpoint.tensors().keys().filter(|name| heads.is_match(name)).cloned().collect()
+    }
+}
+
 /// Which tensors each pattern list names.
 struct Matcher {
     heads: GlobSet,

@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use evolver_common::recipe::Recipe;
+
 use crate::search::Spec;
 
 /// Leases lost without blame before a spec is given up all the same: it may be what kills its workers.
@@ -96,16 +98,10 @@ impl Fleet {
         });
     }
 
-    /// Whether the spec is here and has no result.
+    /// How a spec without a result is built.
     #[must_use]
-    pub fn contains(&self, spec: u64) -> bool {
-        self.work.contains_key(&spec)
-    }
-
-    /// Specs without a result.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.work.is_empty()
+    pub fn recipe(&self, spec: u64) -> Option<&Recipe> {
+        self.work.get(&spec).map(|work| &work.spec.recipe)
     }
 
     /// Introduces a worker. One that has this name already is taken to be gone: its lease is released.
@@ -208,6 +204,21 @@ impl Fleet {
         };
         self.unhold(lease);
         verdict
+    }
+
+    /// The process that worked on a live token was killed from outside: nobody's fault, unless it happens again and again.
+    pub fn lose(&mut self, token: Token) -> Verdict {
+        let Some(work) = self.work.get_mut(&token.spec) else {
+            return Verdict::Retry;
+        };
+        let lease = work.lease.take();
+        work.losses += 1;
+        let lost = work.losses >= LOSSES_MAX;
+        self.unhold(lease);
+        if lost {
+            return Verdict::GiveUp(format!("{LOSSES_MAX} processes were killed while they worked on it"));
+        }
+        Verdict::Retry
     }
 
     /// The worker gives a spec back, without blame.

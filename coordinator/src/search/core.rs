@@ -360,6 +360,12 @@ impl Search {
         self.drawn
     }
 
+    /// Whether the number of its last spec is known and drawn.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.stop_at.is_some_and(|stop| self.drawn >= stop)
+    }
+
     fn searched(&self) -> bool {
         self.stop_at.is_some_and(|stop| self.absorbed >= stop)
     }

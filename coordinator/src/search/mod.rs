@@ -14,8 +14,6 @@ mod model;
 mod strategy;
 
 pub use self::{
-    acceptance::RULES,
     core::{Search, TEST_BASE, TellError},
     model::{Counters, Individual, Kind, Named, Outcome, Phase, Plugin, Setup, SetupError, Spec, Stop, Task},
-    strategy::STRATEGIES,
 };

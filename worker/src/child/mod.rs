@@ -1,1 +1,213 @@
-//! Being built.
+//! The child process: it builds and scores, and nothing that it does to itself reaches the agent but its end.
+//!
+//! It speaks JSON lines over standard input and output, and ends when its input does.
+
+mod messages;
+
+use std::{
+    io::{self, BufRead, Write},
+    ops::ControlFlow,
+    panic::{self, AssertUnwindSafe},
+    time::Instant,
+};
+
+use evolver_common::{
+    data,
+    definition::{Resolved, ResolvedTask, Task},
+    recipe::decode,
+    score::{Scores, Split},
+};
+
+pub use self::messages::{FailureClass, FromChild, ToChild};
+use crate::{
+    evaluate::{self, EvaluateError, Evaluator, TaskInput},
+    materialize::{MaterializeError, Materializer},
+};
+
+/// Builds and scores the models of one search.
+pub struct Workshop {
+    materializer: Materializer,
+    evaluator: Box<dyn Evaluator>,
+}
+
+/// Why an attempt has no scores.
+#[derive(Debug)]
+pub struct Failure {
+    /// Its class.
+    pub class: FailureClass,
+    /// The sentence.
+    pub message: String,
+}
+
+impl From<MaterializeError> for Failure {
+    fn from(error: MaterializeError) -> Self {
+        let class = match &error {
+            MaterializeError::Input(_) => FailureClass::Input,
+            MaterializeError::Build(evolver_common::merge::BuildError::NonFinite { .. }) => FailureClass::NonFinite,
+            MaterializeError::Build(_) => FailureClass::Error,
+        };
+        Self {
+            class,
+            message: error.to_string(),
+        }
+    }
+}
+
+impl From<EvaluateError> for Failure {
+    fn from(error: EvaluateError) -> Self {
+        let class = match &error {
+            EvaluateError::NonFinite { .. } => FailureClass::NonFinite,
+            EvaluateError::Data(_) | EvaluateError::Tokenizer { .. } => FailureClass::Input,
+            _ => FailureClass::Error,
+        };
+        Self {
+            class,
+            message: error.to_string(),
+        }
+    }
+}
+
+impl Workshop {
+    /// Opens checkpoints and data of a search.
+    ///
+    /// # Errors
+    /// If a file is missing or not the one that the search began with.
+    pub fn open(resolved: &Resolved, cache: &std::path::Path) -> Result<Self, Failure> {
+        let materializer = Materializer::open(resolved, cache)?;
+        let tasks = resolved.definition.tasks.iter().zip(&resolved.tasks).map(|(task, found)| task_input(task, found));
+        let tasks = tasks.collect::<Result<Vec<_>, Failure>>()?;
+        let input = |error: &dyn ToString| Failure {
+            class: FailureClass::Input,
+            message: error.to_string(),
+        };
+        let setup = evaluate::Setup {
+            folder: materializer.base().folder().to_owned(),
+            config: materializer.base().config().map_err(|error| input(&error))?,
+            batch_tokens: resolved.definition.evaluator.batch_tokens,
+        };
+        let name = resolved.definition.tasks.first().map_or("classification", |task| task.evaluator.as_str());
+        let evaluator = evaluate::open(name, &setup, tasks)?;
+        Ok(Self { materializer, evaluator })
+    }
+
+    /// The builder.
+    pub fn materializer(&mut self) -> &mut Materializer {
+        &mut self.materializer
+    }
+
+    /// Scores a built model.
+    ///
+    /// # Errors
+    /// See [`EvaluateError`].
+    pub fn score(
+        &mut self,
+        candidate: evaluate::Candidate,
+        split: Split,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<Scores, EvaluateError> {
+        self.evaluator.evaluate(candidate, split, progress)
+    }
+}
+
+fn task_input(task: &Task, found: &ResolvedTask) -> Result<TaskInput, Failure> {
+    let read = |path: &std::path::Path, expected, limit| {
+        let failure = |message: String| Failure {
+            class: FailureClass::Input,
+            message,
+        };
+        if data::digest(path).map_err(|error| failure(error.to_string()))? != expected {
+            return Err(failure(format!("{} changed since the search began", path.display())));
+        }
+        let items = data::read_items(path, &task.fields(), &found.labels).map_err(|error| failure(error.to_string()))?;
+        Ok(data::limit(items, limit))
+    };
+    Ok(TaskInput {
+        name: task.name.clone(),
+        labels: found.labels.len(),
+        max_length: task.max_length,
+        dev: read(&found.dev.path, found.dev.digest, task.dev_items)?,
+        test: match &found.test {
+            Some(test) => read(&test.path, test.digest, task.test_items)?,
+            None => Vec::new(),
+        },
+    })
+}
+
+/// Serves an agent until its end of the pipe closes.
+///
+/// # Errors
+/// If the pipe breaks or carries something else than messages.
+pub fn run(input: impl BufRead, mut output: impl Write) -> io::Result<()> {
+    let mut say = |message: &FromChild| {
+        serde_json::to_writer(&mut output, message)?;
+        output.write_all(b"\n")?;
+        output.flush()
+    };
+    let mut workshop = None;
+    for line in input.lines() {
+        match serde_json::from_str(&line?)? {
+            ToChild::Setup { resolved, cache } => match guarded(|| Workshop::open(&resolved, &cache)) {
+                Ok(open) => {
+                    workshop = Some(open);
+                    say(&FromChild::Ready)?;
+                }
+                Err(Failure { class, message }) => say(&FromChild::Failed { class, message })?,
+            },
+            ToChild::Work { recipe, split, keep } => {
+                let Some(workshop) = &mut workshop else {
+                    return Err(io::Error::other("work came before the setup"));
+                };
+                let mut told = Instant::now();
+                let mut progress = |done, total| {
+                    if told.elapsed().as_millis() >= 200 {
+                        told = Instant::now();
+                        // A broken pipe is noticed at the next message that matters.
+                        say(&FromChild::Progress { done, total }).ok();
+                    }
+                    ControlFlow::Continue(())
+                };
+                let answer = match guarded(|| work(workshop, &recipe, split, &keep, &mut progress)) {
+                    Ok(scored) => scored,
+                    Err(Failure { class, message }) => FromChild::Failed { class, message },
+                };
+                say(&answer)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn work(
+    workshop: &mut Workshop,
+    recipe: &[u8],
+    split: Split,
+    keep: &[evolver_common::digest::Digest],
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<FromChild, Failure> {
+    let began = Instant::now();
+    let recipe = decode(recipe).map_err(|error| Failure {
+        class: FailureClass::Error,
+        message: error.to_string(),
+    })?;
+    let candidate = workshop.materializer.build(&recipe, keep)?;
+    let built = Instant::now();
+    let scores = workshop.score(candidate, split, progress)?;
+    workshop.materializer.unchanged()?;
+    Ok(FromChild::Scored {
+        scores,
+        build: (built - began).as_secs_f64(),
+        score: built.elapsed().as_secs_f64(),
+    })
+}
+
+/// A panic is a failure like any other.
+fn guarded<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()));
+        Err(Failure {
+            class: FailureClass::Crash,
+            message: format!("a panic: {}", text.unwrap_or_default()),
+        })
+    })
+}

@@ -1,1 +1,185 @@
-//! Being built.
+//! From a recipe to weights.
+//!
+//! Base and experts are mapped once and never copied; an offspring's evolving tensors are built in memory and go straight to the evaluator.
+
+mod cache;
+
+use std::{path::Path, sync::Arc};
+
+use evolver_common::{
+    checkpoint::{Checkpoint, DigestCache, Space, fit},
+    definition::{Resolved, Source},
+    digest::Digest,
+    merge::{BuildError, CheckpointLeaf, Engine, Options},
+    recipe::Recipe,
+};
+use thiserror::Error;
+
+use self::cache::Cache;
+use crate::{
+    evaluate::Candidate,
+    models::{ModelWeights, Values},
+};
+
+/// Weights that cannot be built.
+#[derive(Debug, Error)]
+pub enum MaterializeError {
+    /// A checkpoint is missing, damaged, changed, or not the one that the search began with.
+    #[error("{0}")]
+    Input(String),
+    /// The recipe cannot be built.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+}
+
+/// Builds the recipes of one search.
+pub struct Materializer {
+    resolved: Resolved,
+    base: Arc<Checkpoint>,
+    experts: Vec<Arc<Checkpoint>>,
+    engine: Engine,
+    cache: Cache,
+}
+
+impl Materializer {
+    /// Opens the search's checkpoints and makes sure that they are the ones that it began with.
+    ///
+    /// # Errors
+    /// A sentence with the checkpoint's name.
+    pub fn open(resolved: &Resolved, cache_folder: &Path) -> Result<Self, MaterializeError> {
+        let input = |error: &dyn ToString| MaterializeError::Input(error.to_string());
+        let digests = DigestCache::open(cache_folder);
+        let check = |source: &Source, checkpoint: &Checkpoint| {
+            let found = checkpoint.digest(&digests).map_err(|error| input(&error))?;
+            if found != source.digest {
+                return Err(MaterializeError::Input(format!(
+                    "{} in {} is not the checkpoint that the search began with: its digest is {}, and {} is expected",
+                    source.name,
+                    source.path.display(),
+                    found.short(),
+                    source.digest.short()
+                )));
+            }
+            Ok(())
+        };
+        let base = Arc::new(Checkpoint::open(&resolved.base.path).map_err(|error| input(&error))?);
+        check(&resolved.base, &base)?;
+        let mut experts = Vec::new();
+        for source in &resolved.experts {
+            let expert = Checkpoint::open_over(&source.path, &base).map_err(|error| input(&error))?;
+            check(source, &expert)?;
+            experts.push(Arc::new(expert));
+        }
+        let named: Vec<_> = resolved.experts.iter().zip(&experts).map(|(source, expert)| (source.name.as_str(), &**expert)).collect();
+        let space = fit(&base, &named, &resolved.patterns()).map_err(|differences| {
+            let sentences: Vec<_> = differences.iter().map(ToString::to_string).collect();
+            MaterializeError::Input(sentences.join("\n"))
+        })?;
+        let space = Arc::new(space);
+        let mut engine = Engine::new(Arc::clone(&space), Options::default());
+        for (source, checkpoint) in std::iter::once((&resolved.base, &base)).chain(resolved.experts.iter().zip(&experts)) {
+            let leaf = CheckpointLeaf::new(Arc::clone(checkpoint), Arc::clone(&space));
+            engine.insert(Recipe::checkpoint(source.digest).id(), Arc::new(leaf));
+        }
+        let limit = resolved.definition.fleet.cache_bytes;
+        Ok(Self {
+            cache: Cache::open(cache_folder, limit, space),
+            resolved: resolved.clone(),
+            base,
+            experts,
+            engine,
+        })
+    }
+
+    /// The folder with config and tokenizer.
+    #[must_use]
+    pub fn base(&self) -> &Checkpoint {
+        &self.base
+    }
+
+    /// The engine over the search's checkpoints.
+    #[must_use]
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The tensors that evolve.
+    #[must_use]
+    pub fn space(&self) -> &Space {
+        self.engine.space()
+    }
+
+    /// Builds a recipe. Members of the population (`keep`) that lie inside it are cached on the way, so that their descendants start from them.
+    ///
+    /// # Errors
+    /// If it cannot be built.
+    pub fn build(&mut self, recipe: &Recipe, keep: &[Digest]) -> Result<Candidate, MaterializeError> {
+        let inner: Vec<_> = recipe.nodes().into_iter().filter(|node| node.depth() > 1 && node != recipe).collect();
+        for node in &inner {
+            if let Some(leaf) = self.cache.get(node.id()) {
+                self.engine.insert(node.id(), leaf);
+            } else if node.depth() > 1 {
+                self.engine.remove(node.id());
+            }
+        }
+        let missing = inner.iter().filter(|node| keep.contains(&node.id()) && !self.cache.contains(node.id()));
+        // A cache that cannot be written costs time, never a result.
+        let writers: Vec<_> = missing.filter_map(|node| Some((node.clone(), self.cache.begin(node.id())?))).collect();
+        let tees: Vec<_> = writers.iter().map(|(node, writer)| (node.clone(), writer.sink())).collect();
+        let mut built = Vec::new();
+        self.engine.build(recipe, &mut built, &tees)?;
+        for (_, writer) in writers {
+            self.cache.finish(writer);
+        }
+        self.cache.evict(keep);
+        Ok(self.candidate(built))
+    }
+
+    fn candidate(&self, built: Vec<Vec<f32>>) -> Candidate {
+        let mut shared = ModelWeights::default();
+        for (name, info) in self.base.tensors() {
+            if info.dtype.is_float() {
+                shared.insert(name, &info.shape, Values::Mapped(Arc::clone(&self.base), name.clone()));
+            }
+        }
+        for (tensor, values) in self.space().tensors.iter().zip(built) {
+            shared.insert(&tensor.name, &tensor.shape, Values::Owned(values));
+        }
+        Candidate {
+            heads: self.heads(),
+            shared,
+        }
+    }
+
+    /// Each task's own head, where heads are kept apart; a head that is not among its tensors is the base's.
+    fn heads(&self) -> Vec<ModelWeights> {
+        let patterns = self.resolved.patterns();
+        if patterns.heads.is_empty() {
+            return Vec::new();
+        }
+        let of_task = |task: &evolver_common::definition::Task| {
+            let mut weights = ModelWeights::default();
+            let owner = self.resolved.experts.iter().position(|source| Some(&source.name) == task.head.as_ref());
+            let expert = owner.map_or(&self.base, |index| &self.experts[index]);
+            for name in self.base.tensors().keys().filter(|name| name.starts_with("bert.pooler.") || name.starts_with("classifier.")) {
+                weights.insert(name, &self.base.tensors()[name].shape, Values::Mapped(Arc::clone(&self.base), name.clone()));
+            }
+            for name in patterns.heads_of(expert) {
+                weights.insert(&name, &expert.tensors()[&name].shape, Values::Mapped(Arc::clone(expert), name.clone()));
+            }
+            weights
+        };
+        self.resolved.definition.tasks.iter().map(of_task).collect()
+    }
+
+    /// Whether every checkpoint is still the one that was opened.
+    ///
+    /// # Errors
+    /// Names the file that is not.
+    pub fn unchanged(&self) -> Result<(), MaterializeError> {
+        for checkpoint in std::iter::once(&self.base).chain(&self.experts) {
+            checkpoint.unchanged().map_err(|error| MaterializeError::Input(error.to_string()))?;
+        }
+        Ok(())
+    }
+}

@@ -13,13 +13,13 @@ use serde_json::{Map, Value};
 use super::model::{Plugin, SetupError};
 
 /// Makes a rule from its parameters.
-pub type Open = fn(&Map<String, Value>) -> Result<Box<dyn Rule>, SetupError>;
+pub(super) type Open = fn(&Map<String, Value>) -> Result<Box<dyn Rule>, SetupError>;
 
 /// Every rule by its name in definitions.
-pub const RULES: &[(&str, Open)] = &[("greedy", greedy::open), ("paired", paired::open)];
+pub(super) const RULES: &[(&str, Open)] = &[("greedy", greedy::open), ("paired", paired::open)];
 
 /// Decides between an offspring and the current member.
-pub trait Rule: Send {
+pub(super) trait Rule: Send {
     /// Whether `child` replaces `parent`; both were scored on the same items.
     fn better(&self, objective: &Objective, child: &Scores, parent: &Scores) -> bool;
 }

@@ -9,23 +9,23 @@ use serde_json::{Map, Value};
 use super::model::{Individual, Plugin, SetupError};
 
 /// Makes a strategy from its parameters and the size of the population.
-pub type Open = fn(&Map<String, Value>, usize) -> Result<Box<dyn Strategy>, SetupError>;
+pub(super) type Open = fn(&Map<String, Value>, usize) -> Result<Box<dyn Strategy>, SetupError>;
 
 /// Every strategy by its name in definitions.
-pub const STRATEGIES: &[(&str, Open)] = &[("evolver", evolver::open)];
+pub(super) const STRATEGIES: &[(&str, Open)] = &[("evolver", evolver::open)];
 
 /// An offspring as drawn.
-pub struct Draw {
+pub(super) struct Draw {
     /// How it is built.
-    pub recipe: Recipe,
+    pub(super) recipe: Recipe,
     /// The individuals it is made from.
-    pub parents: Vec<Recipe>,
+    pub(super) parents: Vec<Recipe>,
     /// Place in the population that it competes for.
-    pub slot: usize,
+    pub(super) slot: usize,
 }
 
 /// Draws offspring.
-pub trait Strategy: Send {
+pub(super) trait Strategy: Send {
     /// Offspring number `offspring` (from 0) of the current population. `random` is a stream of this offspring's own.
     fn draw(&self, offspring: u64, population: &[Individual], random: &mut ChaCha8Rng) -> Draw;
 }

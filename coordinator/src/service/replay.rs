@@ -1,0 +1,154 @@
+//! From a journal's records to a search: the same fold for a coordinator that resumes and for a reader that shows.
+
+use std::collections::{BTreeMap, HashSet};
+
+use evolver_common::{definition::Resolved, digest::Digest};
+use thiserror::Error;
+
+use crate::{
+    journal::{Record, Timings},
+    search::{Outcome, Search, SetupError, TEST_BASE, TellError},
+    setup,
+};
+
+/// Records that do not make a search.
+#[derive(Debug, Error)]
+pub enum ReplayError {
+    /// No definition stands at the beginning.
+    #[error("the journal has no definition: nothing was begun in this folder")]
+    NoDefinition,
+    /// A definition that this program does not understand.
+    #[error("record {record}: the definition cannot be read: {source}")]
+    Definition {
+        /// The record.
+        record: usize,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// A definition that this program refuses.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// A result that was never asked for.
+    #[error("record {record}: {source}; the journal was written by a program that draws differently")]
+    Tell {
+        /// The record.
+        record: usize,
+        /// What is wrong.
+        source: TellError,
+    },
+    /// The state is not what it was.
+    #[error("record {record}: after {absorbed} results the state is {found}, and it was {written}: the journal was written by a program that draws differently")]
+    State {
+        /// The record.
+        record: usize,
+        /// Results absorbed.
+        absorbed: u64,
+        /// The hash now.
+        found: Digest,
+        /// The hash then.
+        written: Digest,
+    },
+}
+
+/// Time and attempts spent.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Spent {
+    /// Seconds of workers, by what they did.
+    pub timings: Timings,
+    /// Seconds of the coordinator's clock, over all its starts.
+    pub seconds: f64,
+    /// Attempts that failed.
+    pub failed_attempts: u64,
+}
+
+/// What a journal holds.
+pub struct Replay {
+    /// The latest definition.
+    pub resolved: Resolved,
+    /// The search as it stands.
+    pub search: Search,
+    /// Specs that have a result.
+    pub told: HashSet<u64>,
+    /// The latest epoch.
+    pub epoch: u64,
+    /// Time and attempts.
+    pub spent: Spent,
+    /// Seconds of the coordinator's clock when each spec's result was committed.
+    pub committed_at: BTreeMap<u64, f64>,
+}
+
+/// Folds records; a definition given as `newer` holds instead of the journaled one.
+///
+/// # Errors
+/// Names the record that does not fit.
+pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, ReplayError> {
+    let mut journaled = None;
+    for (index, record) in (1..).zip(records) {
+        if let Record::Definition { resolved, .. } = record {
+            let read = serde_json::from_value::<Resolved>(resolved.clone());
+            journaled = Some(read.map_err(|source| ReplayError::Definition { record: index, source })?);
+        }
+    }
+    let resolved = newer.cloned().or(journaled).ok_or(ReplayError::NoDefinition)?;
+    let mut this = Replay {
+        search: Search::new(setup::search(&resolved)?)?,
+        resolved,
+        told: HashSet::new(),
+        epoch: 0,
+        spent: Spent::default(),
+        committed_at: BTreeMap::new(),
+    };
+    // Seconds of earlier starts, and of this one so far.
+    let (mut before, mut current) = (0.0, 0.0);
+    for (index, record) in (1..).zip(records) {
+        match record {
+            Record::Definition { .. } => {}
+            Record::Start { epoch, .. } => {
+                before += current;
+                current = 0.0;
+                this.epoch = *epoch;
+            }
+            Record::Result { number, scores, timings, elapsed, .. } => {
+                current = *elapsed;
+                this.committed_at.insert(*number, before + current);
+                let spent = &mut this.spent.timings;
+                spent.lease += timings.lease;
+                spent.build += timings.build;
+                spent.score += timings.score;
+                spent.report += timings.report;
+                this.tell(index, *number, Outcome::Scored(scores.clone()))?;
+            }
+            Record::Failure { number, reason } => this.tell(index, *number, Outcome::Failed(reason.clone()))?,
+            Record::Attempt { .. } => this.spent.failed_attempts += 1,
+            Record::Stop { number, reason } => this.search.stop(*number, reason),
+            Record::State { absorbed, hash } => {
+                let found = this.search.state_hash();
+                if *absorbed != this.search.absorbed() || *hash != found {
+                    return Err(ReplayError::State {
+                        record: index,
+                        absorbed: *absorbed,
+                        found,
+                        written: *hash,
+                    });
+                }
+            }
+        }
+    }
+    this.spent.seconds = before + current;
+    Ok(this)
+}
+
+impl Replay {
+    fn tell(&mut self, record: usize, number: u64, outcome: Outcome) -> Result<(), ReplayError> {
+        self.search.tell(number, outcome).map_err(|source| ReplayError::Tell { record, source })?;
+        self.told.insert(number);
+        Ok(())
+    }
+
+    /// Seconds of the coordinator's clock from its first start until the spec's result was committed.
+    #[must_use]
+    pub fn seconds_until(&self, number: u64) -> f64 {
+        let sealed = self.committed_at.get(&(TEST_BASE + number));
+        self.committed_at.get(&number).or(sealed).copied().unwrap_or(0.0)
+    }
+}
