@@ -19,6 +19,8 @@ pub(super) struct Link {
     client: Client,
     options: AgentOptions,
     registered: v1::RegisterReply,
+    /// Seconds that the last report took; told with the next one.
+    last_report: f64,
 }
 
 impl Link {
@@ -42,6 +44,7 @@ impl Link {
             client,
             registered: v1::RegisterReply::default(),
             options: options.clone(),
+            last_report: 0.0,
         };
         link.register().await?;
         Ok(link)
@@ -124,8 +127,10 @@ impl Link {
         &mut self,
         token: Option<v1::Token>,
         result: v1::report_request::Result,
-        timings: v1::Timings,
+        mut timings: v1::Timings,
     ) -> Result<(), AgentError> {
+        timings.report = self.last_report;
+        let began = Instant::now();
         let request = v1::ReportRequest {
             worker: self.options.name.clone(),
             token,
@@ -149,6 +154,7 @@ impl Link {
                 }
             }
         }
+        self.last_report = began.elapsed().as_secs_f64();
         Ok(())
     }
 

@@ -1,0 +1,231 @@
+//! `run` and `coordinator`: a search, on this machine or served to others.
+
+use std::{
+    io::Write as _,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use evolver_common::{
+    checkpoint::DigestCache,
+    definition::{self, Resolved},
+};
+use evolver_coordinator::{
+    journal::JournalError,
+    service::{self, Coordinator, Options, StartError},
+    setup,
+};
+use tokio::{net::TcpListener, sync::oneshot};
+
+use crate::{
+    cli, export,
+    fail::refuse,
+    progress::Progress,
+    show, table,
+    worker::stop_signal,
+};
+
+/// How long the connections of leaving workers are awaited.
+const GRACE: Duration = Duration::from_secs(3);
+/// Restarts of local workers that died, in one run.
+const RESTARTS_MAX: usize = 1000;
+
+pub(crate) fn run(options: &cli::Run) -> anyhow::Result<()> {
+    let path = &options.definition.search;
+    let definition = definition::load(path, &options.definition.overrides).map_err(refuse)?;
+    let Some(dir) = options.dir.as_deref().filter(|_| !options.print_config) else {
+        write!(std::io::stdout(), "{}", definition::print(&definition))?;
+        return Ok(());
+    };
+    let resolved = resolve(definition, dir)?;
+    search(&resolved, dir, "127.0.0.1:0", Some(options.workers))
+}
+
+pub(crate) fn coordinator(options: &cli::Coordinator) -> anyhow::Result<()> {
+    let definition = definition::load(&options.definition.search, &options.definition.overrides).map_err(refuse)?;
+    let resolved = resolve(definition, &options.dir)?;
+    search(&resolved, &options.dir, &options.listen, None)
+}
+
+/// Binds a definition to the world and checks everything that can be checked before anything runs.
+pub(crate) fn resolve(definition: definition::Definition, dir: &Path) -> anyhow::Result<Resolved> {
+    // A folder that does not exist yet is made by the journal; bad input must leave nothing behind.
+    let cache = if dir.exists() { DigestCache::open(&dir.join("cache")) } else { DigestCache::in_memory() };
+    let resolved = definition::resolve(definition, &cache).map_err(refuse)?;
+    let setup = setup::search(&resolved).map_err(refuse)?;
+    evolver_coordinator::search::Search::new(setup).map_err(refuse)?;
+    Ok(resolved)
+}
+
+/// Runs a search to its end. `local` is the number of local workers, with a default if it holds none; `None` starts none.
+pub(crate) fn search(resolved: &Resolved, dir: &Path, listen: &str, local: Option<Option<usize>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let finished = runtime.block_on(serve(resolved, dir, listen, local))?;
+    runtime.shutdown_timeout(GRACE);
+    if !finished {
+        eprintln!("stopped before the end; the same command continues");
+        return Ok(());
+    }
+    let replay = show::open(dir)?;
+    table::save(&replay, &dir.join("results.json"))?;
+    write!(std::io::stdout(), "{}", table::text(&replay))?;
+    if let Some(best) = replay.search.best() {
+        let out = dir.join("best");
+        if out.exists() {
+            std::fs::remove_dir_all(&out)?;
+        }
+        export::export_individual(&replay, best, dir, &out)?;
+        writeln!(std::io::stdout(), "\nThe best model is in {}", out.display())?;
+    }
+    Ok(())
+}
+
+async fn serve(resolved: &Resolved, dir: &Path, listen: &str, local: Option<Option<usize>>) -> anyhow::Result<bool> {
+    let listener = TcpListener::bind(listen).await.map_err(|error| refuse(format!("cannot listen on {listen}: {error}")))?;
+    let address = listener.local_addr()?;
+    let coordinator = Coordinator::start(Options {
+        dir: dir.to_owned(),
+        resolved: resolved.clone(),
+    })
+    .map_err(|error| match error {
+        StartError::Journal(JournalError::Lock(_) | JournalError::Damaged { .. } | JournalError::Format { .. })
+        | StartError::Change(_)
+        | StartError::Replay(_) => refuse(error),
+        other => other.into(),
+    })?;
+    if local.is_none() {
+        eprintln!("listening on {address}; start workers with: evolver worker --connect {address}");
+    }
+    let mut workers = Local::start(local.map(|count| plan(count, resolved)), &address.to_string(), dir)?;
+    let (stop, stopped) = oneshot::channel::<()>();
+    let mut status = coordinator.status();
+    let watching = async {
+        let mut progress = Progress::new();
+        let finished = loop {
+            let current = status.borrow_and_update().clone();
+            progress.show(&current);
+            if current.finished || current.phase == "paused" {
+                break current.finished;
+            }
+            tokio::select! {
+                changed = status.changed() => if changed.is_err() { break false },
+                signal = stop_signal() => {
+                    signal?;
+                    eprintln!("finishing what is under way; once more to stop at once");
+                    coordinator.pause().await;
+                    tokio::spawn(async {
+                        stop_signal().await.ok();
+                        std::process::exit(1);
+                    });
+                }
+                () = tokio::time::sleep(Duration::from_millis(500)) => workers.revive()?,
+            }
+        };
+        progress.end();
+        workers.wait(if finished || current_pause(&status) { GRACE } else { Duration::ZERO }).await;
+        stop.send(()).ok();
+        anyhow::Ok(finished)
+    };
+    let serving = service::serve(&coordinator, listener, async {
+        stopped.await.ok();
+    });
+    // The server ends when its last connection does; a worker elsewhere may hold one for long.
+    let finished = {
+        tokio::pin!(serving);
+        let finished = tokio::select! {
+            finished = watching => finished?,
+            result = &mut serving => {
+                result?;
+                false
+            }
+        };
+        tokio::time::timeout(GRACE, serving).await.ok();
+        finished
+    };
+    drop(status);
+    coordinator.join()?;
+    Ok(finished)
+}
+
+fn current_pause(status: &tokio::sync::watch::Receiver<evolver_proto::v1::Status>) -> bool {
+    status.borrow().phase == "paused"
+}
+
+/// Local workers and their threads: one worker per core, but no more than the search keeps in flight.
+fn plan(workers: Option<usize>, resolved: &Resolved) -> (usize, usize) {
+    let cores = std::thread::available_parallelism().map_or(1, Into::into);
+    let workers = workers.unwrap_or(cores.min(resolved.definition.search.in_flight));
+    (workers, (cores / workers.max(1)).max(1))
+}
+
+/// Worker processes on this machine; each dies with this process, by the pipe that it holds.
+struct Local {
+    address: String,
+    cache: std::path::PathBuf,
+    threads: usize,
+    processes: Vec<Child>,
+    restarts: usize,
+}
+
+impl Local {
+    fn start(plan: Option<(usize, usize)>, address: &str, dir: &Path) -> anyhow::Result<Self> {
+        let (workers, threads) = plan.unwrap_or((0, 1));
+        let mut this = Self {
+            address: address.to_owned(),
+            cache: dir.join("cache"),
+            threads,
+            processes: Vec::new(),
+            restarts: 0,
+        };
+        for _ in 0..workers {
+            let process = this.spawn()?;
+            this.processes.push(process);
+        }
+        Ok(this)
+    }
+
+    fn spawn(&self) -> anyhow::Result<Child> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .args(["worker", "--parent-pipe", "--connect", &self.address])
+            .arg("--threads")
+            .arg(self.threads.to_string())
+            .arg("--cache")
+            .arg(&self.cache)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null());
+        // Ctrl-C is for this process, which then tells the workers.
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        Ok(command.spawn()?)
+    }
+
+    /// Starts a worker again that died of something else than its own refusal.
+    fn revive(&mut self) -> anyhow::Result<()> {
+        for index in 0..self.processes.len() {
+            let Some(status) = self.processes[index].try_wait()? else {
+                continue;
+            };
+            if status.success() {
+                continue;
+            }
+            anyhow::ensure!(status.code().is_none() && self.restarts < RESTARTS_MAX, "a local worker ended with {status}; its words are above");
+            self.restarts += 1;
+            self.processes[index] = self.spawn()?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the workers to leave, then ends those that have not.
+    async fn wait(&mut self, grace: Duration) {
+        let until = std::time::Instant::now() + grace;
+        for process in &mut self.processes {
+            while matches!(process.try_wait(), Ok(None)) && std::time::Instant::now() < until {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            process.kill().ok();
+            process.wait().ok();
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! The table that a search ends with, as text and as JSON.
+
+use std::{fmt::Write as _, path::Path};
+
+use evolver_common::{checkpoint::write, score::Scores};
+use evolver_coordinator::{search::Individual, service::Replay};
+use serde_json::{Map, Value, json};
+
+/// The rows as JSON, in the order of the table.
+pub(crate) fn rows(replay: &Replay) -> Value {
+    replay.search.table().iter().map(|individual| row(replay, individual)).collect()
+}
+
+fn row(replay: &Replay, individual: &Individual) -> Value {
+    let search = &replay.search;
+    let test = search.test_scores(individual);
+    let interval = |scores: &Scores| {
+        let interval = search.interval(scores);
+        json!([interval.low, interval.high])
+    };
+    let name = if individual.name.is_empty() { "evolved" } else { &individual.name };
+    // What was spent on rows of the table alone did not help to find the evolved one.
+    let own: u64 = items(&individual.scores);
+    let references = search.table().iter().filter(|row| row.kind != "evolved").count() as u64;
+    let members = search.setup().individuals.len() as u64;
+    let spent = if individual.kind == "evolved" { search.items() - own * (references - members.min(references)) } else { own };
+    let per_task: Map<String, Value> = individual
+        .scores
+        .tasks
+        .iter()
+        .enumerate()
+        .map(|(index, dev)| {
+            let test = test.and_then(|test| test.tasks.get(index));
+            let metrics = |score: &evolver_common::score::TaskScore| json!({ "metrics": score.metrics, "items": score.credits.len() });
+            (dev.task.clone(), json!({ "dev": metrics(dev), "test": test.map(metrics) }))
+        })
+        .collect();
+    json!({
+        "name": name,
+        "kind": individual.kind,
+        "id": individual.id,
+        "dev_mean": individual.dev,
+        "dev_interval": interval(&individual.scores),
+        "test_mean": test.map(|scores| search.interval(scores).mean),
+        "test_interval": test.map(interval),
+        "per_task": per_task,
+        "dev_items_spent": spent,
+        "seconds": replay.seconds_until(individual.number),
+    })
+}
+
+fn items(scores: &Scores) -> u64 {
+    scores.tasks.iter().map(|task| task.credits.len() as u64).sum()
+}
+
+/// Writes `results.json`.
+pub(crate) fn save(replay: &Replay, path: &Path) -> anyhow::Result<()> {
+    let results = json!({
+        "rows": rows(replay),
+        "state_hash": replay.search.state_hash(),
+        "stopped_by": replay.search.stopped_by(),
+        "seconds": replay.spent.seconds,
+    });
+    write::file(path, serde_json::to_string_pretty(&results)?.as_bytes())?;
+    Ok(())
+}
+
+/// The rows as a table for people: accuracy and macro-F1 of each task, dev / test, in percent.
+pub(crate) fn text(replay: &Replay) -> String {
+    let rows = rows(replay);
+    let rows: Vec<&Value> = rows.as_array().into_iter().flatten().collect();
+    let tasks: Vec<_> = replay.search.setup().tasks.iter().map(|task| task.name.as_str()).collect();
+    let percent = |value: &Value| value.as_f64().map_or("  – ".to_owned(), |value| format!("{:4.1}", 100.0 * value));
+    let mut out = String::new();
+    writeln!(out, "Means over {} tasks with 95 % intervals, and the dev items spent to find each model:\n", tasks.len()).ok();
+    writeln!(out, "{:<17} {:<7} {:>19} {:>19} {:>10} {:>8}", "model", "kind", "dev", "sealed test", "dev items", "seconds").ok();
+    let range = |mean: &Value, interval: &Value| format!("{} [{}, {}]", percent(mean), percent(&interval[0]), percent(&interval[1]));
+    for row in &rows {
+        let (name, kind) = (row["name"].as_str().unwrap_or(""), row["kind"].as_str().unwrap_or(""));
+        let (dev, test) = (range(&row["dev_mean"], &row["dev_interval"]), range(&row["test_mean"], &row["test_interval"]));
+        let (spent, seconds) = (&row["dev_items_spent"], row["seconds"].as_f64().unwrap_or(0.0));
+        writeln!(out, "{name:<17} {kind:<7} {dev:>19} {test:>19} {spent:>10} {seconds:>8.1}").ok();
+    }
+    writeln!(out, "\nAccuracy and macro-F1 of each task, dev / test:\n").ok();
+    write!(out, "{:<17}", "model").ok();
+    for task in &tasks {
+        write!(out, " {:>26}", format!("{task}: accuracy, F1")).ok();
+    }
+    out.push('\n');
+    for row in &rows {
+        write!(out, "{:<17}", row["name"].as_str().unwrap_or("")).ok();
+        for task in &tasks {
+            let metric = |metric: &str| {
+                let of = |split: &str| percent(&row["per_task"][task][split]["metrics"][metric]);
+                format!("{}/{}", of("dev"), of("test"))
+            };
+            write!(out, " {:>26}", format!("{}  {}", metric("accuracy"), metric("macro_f1"))).ok();
+        }
+        out.push('\n');
+    }
+    out
+}
