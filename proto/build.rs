@@ -10,10 +10,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile([PROTO], ["proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     // The same descriptors serve gRPC reflection.
-    fs::write(
-        out.join("evolver.v1.bin"),
-        descriptors.encode_to_vec(),
-    )?;
+    fs::write(out.join("evolver.v1.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure().compile_fds(descriptors)?;
     Ok(())
 }

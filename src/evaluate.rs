@@ -16,10 +16,7 @@ use crate::{cli, fail::refuse};
 pub(crate) fn evaluate(options: &cli::Evaluate) -> anyhow::Result<()> {
     let mut definition = definition::load(&options.definition.search, &options.definition.overrides).map_err(refuse)?;
     // The checkpoint joins the experts, so that it is checked as they are; a name that no expert can have keeps it apart.
-    definition.models.experts.push(Expert {
-        name: ".checkpoint".into(),
-        path: std::path::absolute(&options.checkpoint)?,
-    });
+    definition.models.experts.push(Expert { name: ".checkpoint".into(), path: std::path::absolute(&options.checkpoint)? });
     let resolved = definition::resolve(definition, &DigestCache::in_memory()).map_err(refuse)?;
     let objective = setup::search(&resolved).map_err(refuse)?.objective;
     let digest = resolved.experts.last().map_or(resolved.base.digest, |source| source.digest);

@@ -24,7 +24,9 @@ pub(crate) fn export(options: &cli::Export) -> anyhow::Result<()> {
     let replay = show::open(&options.dir)?;
     let individual = match &options.individual {
         Some(wanted) => find(&replay, wanted)?,
-        None => replay.search.best().cloned().ok_or_else(|| refuse("the search has scored nothing yet: there is no best model"))?,
+        None => {
+            replay.search.best().cloned().ok_or_else(|| refuse("the search has scored nothing yet: there is no best model"))?
+        }
     };
     export_individual(&replay, &individual, &options.dir, &options.out)?;
     eprintln!("wrote {}", options.out.display());
@@ -33,10 +35,13 @@ pub(crate) fn export(options: &cli::Export) -> anyhow::Result<()> {
 
 fn find(replay: &Replay, wanted: &str) -> anyhow::Result<Individual> {
     let search = &replay.search;
-    let mut found: Vec<_> = search.table().into_iter().chain(search.population().iter().cloned()).chain(search.best().cloned()).collect();
+    let mut found: Vec<_> =
+        search.table().into_iter().chain(search.population().iter().cloned()).chain(search.best().cloned()).collect();
     found.retain(|individual| individual.name == wanted || (wanted.len() >= 4 && individual.id.to_string().starts_with(wanted)));
     found.dedup_by_key(|individual| individual.id);
-    found.into_iter().next().ok_or_else(|| refuse(format!("no individual has the name or the beginning of an id {wanted:?}: `evolver show --json` lists them")))
+    found.into_iter().next().ok_or_else(|| {
+        refuse(format!("no individual has the name or the beginning of an id {wanted:?}: `evolver show --json` lists them"))
+    })
 }
 
 /// Writes one individual as a checkpoint folder.
@@ -47,8 +52,14 @@ pub(crate) fn export_individual(replay: &Replay, individual: &Individual, dir: &
     let mut config = base.config().unwrap_or_default();
     if let (Some(table), Some(task)) = (config.as_object_mut(), resolved.tasks.first()) {
         let labels = || task.labels.iter().enumerate();
-        table.insert("id2label".into(), labels().map(|(id, label)| (id.to_string(), label.clone().into())).collect::<serde_json::Map<_, _>>().into());
-        table.insert("label2id".into(), labels().map(|(id, label)| (label.clone(), id.into())).collect::<serde_json::Map<_, _>>().into());
+        table.insert(
+            "id2label".into(),
+            labels().map(|(id, label)| (id.to_string(), label.clone().into())).collect::<serde_json::Map<_, _>>().into(),
+        );
+        table.insert(
+            "label2id".into(),
+            labels().map(|(id, label)| (label.clone(), id.into())).collect::<serde_json::Map<_, _>>().into(),
+        );
     }
     let card = card(replay, individual);
     write_model(base, materializer.engine(), &individual.recipe, None, &config, &card, out)
@@ -58,7 +69,8 @@ fn card(replay: &Replay, individual: &Individual) -> String {
     let search = &replay.search;
     let resolved = &replay.resolved;
     let test = search.test_scores(individual).map(|scores| search.interval(scores));
-    let test = test.map_or("not scored".to_owned(), |test| format!("{:.4} (95 % interval {:.4} to {:.4})", test.mean, test.low, test.high));
+    let test = test
+        .map_or("not scored".to_owned(), |test| format!("{:.4} (95 % interval {:.4} to {:.4})", test.mean, test.low, test.high));
     let sources: String = std::iter::once(&resolved.base)
         .chain(&resolved.experts)
         .map(|source| format!("- {}: `{}`\n", source.name, source.digest))

@@ -40,7 +40,8 @@ pub(crate) fn merge(options: &cli::Merge) -> anyhow::Result<()> {
     let base_recipe = base.as_ref().map(&mut leaf).transpose()?;
     let recipes = models.iter().map(&mut leaf).collect::<anyhow::Result<Vec<_>>>()?;
     let recipe = Recipe::new(Op::Merge(config.merge(base_recipe, recipes).map_err(refuse)?));
-    let card = format!("---\ntags: [merge, evolver]\n---\n\n# Merged model\n\n- recipe id: `{}`\n\n```\n{recipe}\n```\n", recipe.id());
+    let card =
+        format!("---\ntags: [merge, evolver]\n---\n\n# Merged model\n\n- recipe id: `{}`\n\n```\n{recipe}\n```\n", recipe.id());
     let model_config = layout.config().unwrap_or_default();
     write_model(layout, &engine, &recipe, config.dtype, &model_config, &card, &options.out)?;
     eprintln!("wrote {}", options.out.display());

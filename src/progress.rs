@@ -28,12 +28,7 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
-        Self {
-            bar,
-            began: Instant::now(),
-            first: None,
-            last: None,
-        }
+        Self { bar, began: Instant::now(), first: None, last: None }
     }
 
     pub(crate) fn show(&mut self, status: &Status) {

@@ -18,13 +18,7 @@ use evolver_coordinator::{
 };
 use tokio::{net::TcpListener, sync::oneshot};
 
-use crate::{
-    cli, export,
-    fail::refuse,
-    progress::Progress,
-    show, table,
-    worker::stop_signal,
-};
+use crate::{cli, export, fail::refuse, progress::Progress, show, table, worker::stop_signal};
 
 /// How long the connections of leaving workers are awaited.
 const GRACE: Duration = Duration::from_secs(3);
@@ -84,16 +78,13 @@ pub(crate) fn search(resolved: &Resolved, dir: &Path, listen: &str, local: Optio
 async fn serve(resolved: &Resolved, dir: &Path, listen: &str, local: Option<Option<usize>>) -> anyhow::Result<bool> {
     let listener = TcpListener::bind(listen).await.map_err(|error| refuse(format!("cannot listen on {listen}: {error}")))?;
     let address = listener.local_addr()?;
-    let coordinator = Coordinator::start(Options {
-        dir: dir.to_owned(),
-        resolved: resolved.clone(),
-    })
-    .map_err(|error| match error {
-        StartError::Journal(JournalError::Lock(_) | JournalError::Damaged { .. } | JournalError::Format { .. })
-        | StartError::Change(_)
-        | StartError::Replay(_) => refuse(error),
-        other => other.into(),
-    })?;
+    let coordinator =
+        Coordinator::start(&Options { dir: dir.to_owned(), resolved: resolved.clone() }).map_err(|error| match error {
+            StartError::Journal(JournalError::Lock(_) | JournalError::Damaged { .. } | JournalError::Format { .. })
+            | StartError::Change(_)
+            | StartError::Replay(_) => refuse(error),
+            other => other.into(),
+        })?;
     if local.is_none() {
         eprintln!("listening on {address}; start workers with: evolver worker --connect {address}");
     }
@@ -171,13 +162,8 @@ struct Local {
 impl Local {
     fn start(plan: Option<(usize, usize)>, address: &str, dir: &Path) -> anyhow::Result<Self> {
         let (workers, threads) = plan.unwrap_or((0, 1));
-        let mut this = Self {
-            address: address.to_owned(),
-            cache: dir.join("cache"),
-            threads,
-            processes: Vec::new(),
-            restarts: 0,
-        };
+        let mut this =
+            Self { address: address.to_owned(), cache: dir.join("cache"), threads, processes: Vec::new(), restarts: 0 };
         for _ in 0..workers {
             let process = this.spawn()?;
             this.processes.push(process);
@@ -210,7 +196,10 @@ impl Local {
             if status.success() {
                 continue;
             }
-            anyhow::ensure!(status.code().is_none() && self.restarts < RESTARTS_MAX, "a local worker ended with {status}; its words are above");
+            anyhow::ensure!(
+                status.code().is_none() && self.restarts < RESTARTS_MAX,
+                "a local worker ended with {status}; its words are above"
+            );
             self.restarts += 1;
             self.processes[index] = self.spawn()?;
         }

@@ -31,7 +31,8 @@ fn row(replay: &Replay, individual: &Individual) -> Value {
         .enumerate()
         .map(|(index, dev)| {
             let test = test.and_then(|test| test.tasks.get(index));
-            let metrics = |score: &evolver_common::score::TaskScore| json!({ "metrics": score.metrics, "items": score.credits.len() });
+            let metrics =
+                |score: &evolver_common::score::TaskScore| json!({ "metrics": score.metrics, "items": score.credits.len() });
             (dev.task.clone(), json!({ "dev": metrics(dev), "test": test.map(metrics) }))
         })
         .collect();
@@ -74,7 +75,8 @@ pub(crate) fn text(replay: &Replay) -> String {
     let mut out = String::new();
     writeln!(out, "Means over {} tasks with 95 % intervals, and the dev items spent to find each model:\n", tasks.len()).ok();
     writeln!(out, "{:<17} {:<7} {:>19} {:>19} {:>10} {:>8}", "model", "kind", "dev", "sealed test", "dev items", "seconds").ok();
-    let range = |mean: &Value, interval: &Value| format!("{} [{}, {}]", percent(mean), percent(&interval[0]), percent(&interval[1]));
+    let range =
+        |mean: &Value, interval: &Value| format!("{} [{}, {}]", percent(mean), percent(&interval[0]), percent(&interval[1]));
     for row in &rows {
         let (name, kind) = (row["name"].as_str().unwrap_or(""), row["kind"].as_str().unwrap_or(""));
         let (dev, test) = (range(&row["dev_mean"], &row["dev_interval"]), range(&row["test_mean"], &row["test_interval"]));

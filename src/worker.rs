@@ -31,10 +31,7 @@ pub(crate) fn worker(options: &cli::Worker) -> anyhow::Result<()> {
         host,
         threads,
         cache: std::path::absolute(&options.cache)?,
-        child: ChildCommand {
-            program: std::env::current_exe()?,
-            arguments: vec!["worker-child".into()],
-        },
+        child: ChildCommand { program: std::env::current_exe()?, arguments: vec!["worker-child".into()] },
         patience: Duration::from_secs_f64(options.patience.max(0.0)),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -63,20 +63,14 @@ pub enum DataError {
 /// # Errors
 /// Names the file and the first line that is not an item.
 pub fn read_items(path: &Path, fields: &Fields, labels: &[String]) -> Result<Vec<Item>, DataError> {
-    let bytes = fs::read(path).map_err(|source| DataError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
+    let bytes = fs::read(path).map_err(|source| DataError::Read { path: path.to_owned(), source })?;
     let mut items = Vec::new();
     for (index, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
         if line.trim_ascii().is_empty() {
             continue;
         }
-        let item = parse_line(line, fields, labels).map_err(|what| DataError::Line {
-            path: path.to_owned(),
-            line: index + 1,
-            what,
-        })?;
+        let item =
+            parse_line(line, fields, labels).map_err(|what| DataError::Line { path: path.to_owned(), line: index + 1, what })?;
         items.push(item);
     }
     if items.is_empty() {
@@ -106,11 +100,7 @@ fn parse_line(line: &[u8], fields: &Fields, labels: &[String]) -> Result<Item, S
         Some(_) => return Err(format!("field {:?} is neither a label's name nor its index", fields.label)),
         None => return Err(format!("field {:?} is missing", fields.label)),
     };
-    Ok(Item {
-        text: string(&fields.text)?,
-        pair: fields.text_pair.as_deref().map(string).transpose()?,
-        label,
-    })
+    Ok(Item { text: string(&fields.text)?, pair: fields.text_pair.as_deref().map(string).transpose()?, label })
 }
 
 /// A fixed choice of `count` items, by their content and not by their place, in the file's order; 0 means all.
@@ -136,10 +126,7 @@ pub fn limit(items: Vec<Item>, count: usize) -> Vec<Item> {
 /// # Errors
 /// If it cannot be read.
 pub fn digest(path: &Path) -> Result<Digest, DataError> {
-    fs::read(path).map(|bytes| Digest::of(&bytes)).map_err(|source| DataError::Read {
-        path: path.to_owned(),
-        source,
-    })
+    fs::read(path).map(|bytes| Digest::of(&bytes)).map_err(|source| DataError::Read { path: path.to_owned(), source })
 }
 
 #[cfg(test)]
@@ -150,11 +137,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("d.jsonl");
         fs::write(&path, content).unwrap();
-        let fields = Fields {
-            text: "text".into(),
-            text_pair: None,
-            label: "label".into(),
-        };
+        let fields = Fields { text: "text".into(), text_pair: None, label: "label".into() };
         read_items(&path, &fields, &["bad".into(), "good".into()]).map_err(|error| error.to_string())
     }
 

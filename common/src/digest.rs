@@ -57,10 +57,7 @@ impl TryFrom<&[u8]> for Digest {
     type Error = ParseDigestError;
 
     fn try_from(bytes: &[u8]) -> Result<Self, Self::Error> {
-        bytes
-            .try_into()
-            .map(Self)
-            .map_err(|_| ParseDigestError(hex::encode(bytes)))
+        bytes.try_into().map(Self).map_err(|_| ParseDigestError(hex::encode(bytes)))
     }
 }
 
@@ -94,8 +91,6 @@ impl Serialize for Digest {
 
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(D::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }

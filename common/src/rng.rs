@@ -49,10 +49,7 @@ impl Stream {
         let digest = Digest::of(tensor.as_bytes());
         let bytes = digest.as_bytes();
         let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        Self {
-            key: [low(seed), high(seed)],
-            tensor: [word(0), word(4)],
-        }
+        Self { key: [low(seed), high(seed)], tensor: [word(0), word(4)] }
     }
 
     /// The four numbers of elements `4 * group ..= 4 * group + 3`.

@@ -22,17 +22,9 @@ pub fn search(resolved: &Resolved) -> Result<Setup, SetupError> {
         recipe: Recipe::checkpoint(source.digest),
     };
     let mut individuals: Vec<_> = resolved.experts.iter().map(expert).collect();
-    let mut references = vec![Named {
-        name: "base".into(),
-        kind: "base",
-        recipe: base.clone(),
-    }];
+    let mut references = vec![Named { name: "base".into(), kind: "base", recipe: base.clone() }];
     for entry in &definition.merges {
-        let named = Named {
-            name: entry.name.clone(),
-            kind: "merge",
-            recipe: merge_recipe(entry, &base, resolved)?,
-        };
+        let named = Named { name: entry.name.clone(), kind: "merge", recipe: merge_recipe(entry, &base, resolved)? };
         match entry.role {
             Role::Individual => individuals.push(named),
             Role::Reference => references.push(named),
@@ -43,27 +35,16 @@ pub fn search(resolved: &Resolved) -> Result<Setup, SetupError> {
         dev_items: task.dev.items,
         test_items: task.test.as_ref().map_or(0, |test| test.items),
     });
-    let weighted = definition.tasks.iter().map(|task| Weighted {
-        metric: task.metric.clone(),
-        weight: task.weight,
-    });
+    let weighted = definition.tasks.iter().map(|task| Weighted { metric: task.metric.clone(), weight: task.weight });
     Ok(Setup {
         seed: definition.search.seed,
         in_flight: definition.search.in_flight,
         tasks: tasks.collect(),
-        objective: Objective {
-            tasks: weighted.collect(),
-        },
+        objective: Objective { tasks: weighted.collect() },
         individuals,
         references,
-        strategy: Plugin {
-            name: definition.search.strategy.clone(),
-            parameters: definition.search.parameters.clone(),
-        },
-        acceptance: Plugin {
-            name: definition.acceptance.rule.clone(),
-            parameters: definition.acceptance.parameters.clone(),
-        },
+        strategy: Plugin { name: definition.search.strategy.clone(), parameters: definition.search.parameters.clone() },
+        acceptance: Plugin { name: definition.acceptance.rule.clone(), parameters: definition.acceptance.parameters.clone() },
         stop: Stop {
             offspring: definition.stop.offspring,
             generations: definition.stop.generations,
@@ -75,17 +56,16 @@ pub fn search(resolved: &Resolved) -> Result<Setup, SetupError> {
 
 fn merge_recipe(entry: &MergeEntry, base: &Recipe, resolved: &Resolved) -> Result<Recipe, SetupError> {
     let chosen = |name: &String| entry.models.is_empty() || entry.models.contains(name);
-    let models = resolved.experts.iter().filter(|source| chosen(&source.name)).map(|source| Input {
-        recipe: Recipe::checkpoint(source.digest),
-        parameters: entry.model_parameters.clone(),
-    });
+    let models = resolved
+        .experts
+        .iter()
+        .filter(|source| chosen(&source.name))
+        .map(|source| Input { recipe: Recipe::checkpoint(source.digest), parameters: entry.model_parameters.clone() });
     let merge = merge::normalize(Merge {
         method: entry.method.clone(),
         base: Some(base.clone()),
         models: models.collect(),
         parameters: entry.parameters.clone(),
     });
-    merge
-        .map(|merge| Recipe::new(Op::Merge(merge)))
-        .map_err(|error| SetupError(format!("merges.{}: {error}", entry.name)))
+    merge.map(|merge| Recipe::new(Op::Merge(merge))).map_err(|error| SetupError(format!("merges.{}: {error}", entry.name)))
 }

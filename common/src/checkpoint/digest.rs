@@ -49,12 +49,7 @@ struct Known {
 impl Known {
     fn new(stamp: &Stamp, digest: Digest) -> Option<Self> {
         let since = stamp.modified?.duration_since(UNIX_EPOCH).ok()?;
-        Some(Self {
-            size: stamp.size,
-            modified: u64::try_from(since.as_nanos()).ok()?,
-            inode: stamp.inode,
-            digest,
-        })
+        Some(Self { size: stamp.size, modified: u64::try_from(since.as_nanos()).ok()?, inode: stamp.inode, digest })
     }
 }
 
@@ -68,14 +63,8 @@ impl DigestCache {
     /// A cache in a file of `folder`. A file that cannot be read is as good as none: digests are then computed again.
     #[must_use]
     pub fn open(folder: &Path) -> Self {
-        let known = fs::read(folder.join(FILE))
-            .ok()
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-            .unwrap_or_default();
-        Self {
-            folder: Some(folder.to_owned()),
-            known: Mutex::new(known),
-        }
+        let known = fs::read(folder.join(FILE)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        Self { folder: Some(folder.to_owned()), known: Mutex::new(known) }
     }
 
     fn file_digest(&self, path: &Path, stamp: &Stamp, content: &[u8]) -> Digest {

@@ -86,19 +86,11 @@ pub fn fit(base: &Checkpoint, experts: &[(&str, &Checkpoint)], patterns: &Patter
     let tensors: Vec<_> = base
         .tensors()
         .iter()
-        .filter(|(name, info)| {
-            info.dtype.is_float() && !matcher.heads.is_match(name) && !matcher.frozen.is_match(name)
-        })
-        .map(|(name, info)| SpaceTensor {
-            name: name.clone(),
-            shape: info.shape.clone(),
-            elements: info.elements(),
-        })
+        .filter(|(name, info)| info.dtype.is_float() && !matcher.heads.is_match(name) && !matcher.frozen.is_match(name))
+        .map(|(name, info)| SpaceTensor { name: name.clone(), shape: info.shape.clone(), elements: info.elements() })
         .collect();
     if tensors.is_empty() {
-        return Err(vec![Difference(
-            "models.heads and models.frozen together leave no tensor that could evolve".into(),
-        )]);
+        return Err(vec![Difference("models.heads and models.frozen together leave no tensor that could evolve".into())]);
     }
     Ok(Space { tensors })
 }
@@ -137,10 +129,9 @@ fn compare(base: &Checkpoint, name: &str, expert: &Checkpoint, matcher: &Matcher
             Some(other) if !other.dtype.is_float() => {
                 say(format!("tensor {tensor:?} holds integers, and the base's holds {}", info.dtype));
             }
-            Some(other) if other.dtype != info.dtype => say(format!(
-                "tensor {tensor:?} is {}, and the base's is {}: save both in one type",
-                other.dtype, info.dtype
-            )),
+            Some(other) if other.dtype != info.dtype => {
+                say(format!("tensor {tensor:?} is {}, and the base's is {}: save both in one type", other.dtype, info.dtype));
+            }
             Some(_) => {}
         }
     }

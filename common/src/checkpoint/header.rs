@@ -73,10 +73,7 @@ pub(super) struct Entry {
 /// # Errors
 /// Names the first thing that is wrong.
 pub(super) fn check(file: &[u8]) -> Result<BTreeMap<String, Entry>, HeaderError> {
-    let length = file
-        .first_chunk::<8>()
-        .filter(|_| file.len() >= 10)
-        .ok_or(HeaderError::TooShort(file.len()))?;
+    let length = file.first_chunk::<8>().filter(|_| file.len() >= 10).ok_or(HeaderError::TooShort(file.len()))?;
     let claimed = u64::from_le_bytes(*length);
     let found = file.len() as u64 - 8;
     if claimed > HEADER_BYTES_MAX {
@@ -87,8 +84,7 @@ pub(super) fn check(file: &[u8]) -> Result<BTreeMap<String, Entry>, HeaderError>
     }
     // Bounded by HEADER_BYTES_MAX, so it fits.
     let data_start = 8 + usize::try_from(claimed).unwrap_or(usize::MAX);
-    let raw: RawHeader = serde_json::from_slice(&file[8..data_start])
-        .map_err(|error| HeaderError::Json(error.to_string()))?;
+    let raw: RawHeader = serde_json::from_slice(&file[8..data_start]).map_err(|error| HeaderError::Json(error.to_string()))?;
     let mut entries = BTreeMap::new();
     let mut spans = Vec::with_capacity(raw.0.len());
     for (name, tensor) in raw.0 {
@@ -108,7 +104,9 @@ fn check_cover(spans: &mut [((u64, u64), String)], found: u64) -> Result<(), Hea
         if *start != end {
             return Err(HeaderError::Tensor {
                 name: name.clone(),
-                what: format!("its data starts at byte {start}, and the tensor before it ends at {end}: tensors must not overlap or leave gaps"),
+                what: format!(
+                    "its data starts at byte {start}, and the tensor before it ends at {end}: tensors must not overlap or leave gaps"
+                ),
             });
         }
         end = *stop;
@@ -129,52 +127,26 @@ struct RawTensor {
 
 impl RawTensor {
     fn check(self, name: &str, data_start: usize) -> Result<(Entry, (u64, u64)), HeaderError> {
-        let bad = |what: String| HeaderError::Tensor {
-            name: name.to_owned(),
-            what,
-        };
+        let bad = |what: String| HeaderError::Tensor { name: name.to_owned(), what };
         if name.len() > NAME_BYTES_MAX || name.contains("..") || name.contains(['/', '\\', '\0']) {
             return Err(bad("such a name is not allowed".into()));
         }
         let dtype = Dtype::from_name(&self.dtype).ok_or_else(|| {
-            bad(format!(
-                "its type {} cannot be read: F32, F16, BF16 and F64 can (dequantize the model first)",
-                self.dtype
-            ))
+            bad(format!("its type {} cannot be read: F32, F16, BF16 and F64 can (dequantize the model first)", self.dtype))
         })?;
         if self.shape.len() > RANK_MAX {
-            return Err(bad(format!(
-                "it has {} dimensions, and at most {RANK_MAX} are allowed",
-                self.shape.len()
-            )));
+            return Err(bad(format!("it has {} dimensions, and at most {RANK_MAX} are allowed", self.shape.len())));
         }
         let too_large = || bad("its size overflows".into());
-        let elements = self
-            .shape
-            .iter()
-            .try_fold(1u64, |product, &side| product.checked_mul(side))
-            .ok_or_else(too_large)?;
+        let elements = self.shape.iter().try_fold(1u64, |product, &side| product.checked_mul(side)).ok_or_else(too_large)?;
         let bytes = elements.checked_mul(dtype.size() as u64).ok_or_else(too_large)?;
         let (start, stop) = self.data_offsets;
         if stop.checked_sub(start) != Some(bytes) {
-            return Err(bad(format!(
-                "its offsets {start} to {stop} do not hold {elements} elements of {dtype}"
-            )));
+            return Err(bad(format!("its offsets {start} to {stop} do not hold {elements} elements of {dtype}")));
         }
-        let shape = self
-            .shape
-            .iter()
-            .map(|&side| usize::try_from(side))
-            .collect::<Result<_, _>>()
-            .map_err(|_| too_large())?;
-        let start_in_file = usize::try_from(start)
-            .ok()
-            .and_then(|start| start.checked_add(data_start))
-            .ok_or_else(too_large)?;
-        let entry = Entry {
-            info: TensorInfo { dtype, shape },
-            start: start_in_file,
-        };
+        let shape = self.shape.iter().map(|&side| usize::try_from(side)).collect::<Result<_, _>>().map_err(|_| too_large())?;
+        let start_in_file = usize::try_from(start).ok().and_then(|start| start.checked_add(data_start)).ok_or_else(too_large)?;
+        let entry = Entry { info: TensorInfo { dtype, shape }, start: start_in_file };
         Ok((entry, (start, stop)))
     }
 }
@@ -259,10 +231,20 @@ mod tests {
             (one("F32", "[1,1,1,1,1,1,1,1,2]", "[0,8]"), 8, "9 dimensions"),
             (one("F32", "[-1]", "[0,8]"), 8, "not a safetensors header"),
             ("[]".into(), 0, "not a safetensors header"),
-            ("{".into(), 0, "not a safetensors header"),
+            ("{{".into(), 0, "not a safetensors header"),
             (r#"{"a/../b":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#.into(), 8, "not allowed"),
-            (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#.into(), 12, "overlap"),
-            (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}"#.into(), 16, "twice"),
+            (
+                r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#
+                    .into(),
+                12,
+                "overlap",
+            ),
+            (
+                r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}"#
+                    .into(),
+                16,
+                "twice",
+            ),
         ];
         for (header, data, expected) in cases {
             let sentence = refusal(&header, data);

@@ -24,11 +24,7 @@ impl Stamp {
         let inode = std::os::unix::fs::MetadataExt::ino(metadata);
         #[cfg(not(unix))]
         let inode = 0;
-        Self {
-            size: metadata.len(),
-            modified: metadata.modified().ok(),
-            inode,
-        }
+        Self { size: metadata.len(), modified: metadata.modified().ok(), inode }
     }
 }
 
@@ -51,11 +47,7 @@ impl Mapping {
         let stamp = Stamp::of(&file.metadata()?);
         // SAFETY: the map is read-only and private; the caller's side of the contract is stated above.
         let map = unsafe { Mmap::map(&file)? };
-        Ok(Self {
-            path: path.to_owned(),
-            stamp,
-            map,
-        })
+        Ok(Self { path: path.to_owned(), stamp, map })
     }
 
     pub(super) fn path(&self) -> &Path {

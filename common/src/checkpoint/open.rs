@@ -187,11 +187,7 @@ impl Checkpoint {
         let pickled = path.join("pytorch_model.bin").exists();
         Err(OpenError::NoWeights {
             path: path.to_owned(),
-            hint: if pickled {
-                " (pytorch_model.bin is a pickle: save the model as safetensors)"
-            } else {
-                ""
-            },
+            hint: if pickled { " (pytorch_model.bin is a pickle: save the model as safetensors)" } else { "" },
         })
     }
 
@@ -206,50 +202,29 @@ impl Checkpoint {
         let file = path.join(adapter::WEIGHTS);
         let parts = Self::from_files(path, std::slice::from_ref(&file), None)?;
         let plan = adapter::plan(path, &parts, base)?;
-        let mut places: BTreeMap<_, _> =
-            base.tensors.keys().map(|name| (name.clone(), Place::Base)).collect();
+        let mut places: BTreeMap<_, _> = base.tensors.keys().map(|name| (name.clone(), Place::Base)).collect();
         let mut tensors = base.tensors.clone();
         for (name, adapted) in plan.adapted {
             places.insert(name, Place::Adapted(adapted));
         }
         for (name, part) in plan.replaced {
-            if let (Some(Place::File { file, start }), Some(info)) =
-                (parts.places.get(&part), parts.tensors.get(&part))
-            {
+            if let (Some(Place::File { file, start }), Some(info)) = (parts.places.get(&part), parts.tensors.get(&part)) {
                 places.insert(name.clone(), Place::File { file: *file, start: *start });
                 tensors.insert(name, info.clone());
             }
         }
-        Ok(Self {
-            path: path.to_owned(),
-            files: parts.files,
-            tensors,
-            places,
-            base: Some(Arc::clone(base)),
-        })
+        Ok(Self { path: path.to_owned(), files: parts.files, tensors, places, base: Some(Arc::clone(base)) })
     }
 
-    fn from_files(
-        path: &Path,
-        paths: &[PathBuf],
-        index: Option<&BTreeMap<String, String>>,
-    ) -> Result<Self, OpenError> {
+    fn from_files(path: &Path, paths: &[PathBuf], index: Option<&BTreeMap<String, String>>) -> Result<Self, OpenError> {
         let mut files = Vec::with_capacity(paths.len());
         let mut tensors = BTreeMap::new();
         let mut places = BTreeMap::new();
         for (number, file) in paths.iter().enumerate() {
-            let mapping = Mapping::open(file).map_err(|source| OpenError::Read {
-                path: file.clone(),
-                source,
-            })?;
-            let entries = header::check(mapping.bytes()).map_err(|source| OpenError::Header {
-                path: file.clone(),
-                source,
-            })?;
+            let mapping = Mapping::open(file).map_err(|source| OpenError::Read { path: file.clone(), source })?;
+            let entries = header::check(mapping.bytes()).map_err(|source| OpenError::Header { path: file.clone(), source })?;
             for (name, entry) in entries {
-                let listed = index.is_none_or(|index| {
-                    index.get(&name).map(|shard| path.join(shard)).as_ref() == Some(file)
-                });
+                let listed = index.is_none_or(|index| index.get(&name).map(|shard| path.join(shard)).as_ref() == Some(file));
                 if !listed {
                     return Err(OpenError::Side {
                         path: path.join(INDEX),
@@ -261,23 +236,14 @@ impl Checkpoint {
             }
             files.push(mapping);
         }
-        let missing = index
-            .into_iter()
-            .flat_map(BTreeMap::iter)
-            .find(|(name, _)| !tensors.contains_key(*name));
+        let missing = index.into_iter().flat_map(BTreeMap::iter).find(|(name, _)| !tensors.contains_key(*name));
         if let Some((name, shard)) = missing {
             return Err(OpenError::Side {
                 path: path.join(INDEX),
                 what: format!("it places tensor {name:?} in {shard}, which does not hold it"),
             });
         }
-        Ok(Self {
-            path: path.to_owned(),
-            files,
-            tensors,
-            places,
-            base: None,
-        })
+        Ok(Self { path: path.to_owned(), files, tensors, places, base: None })
     }
 
     /// The folder or file that it was opened from.
@@ -295,10 +261,7 @@ impl Checkpoint {
     /// Bytes of all tensors in their own types.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.tensors
-            .values()
-            .map(|info| (info.elements() * info.dtype.size()) as u64)
-            .sum()
+        self.tensors.values().map(|info| (info.elements() * info.dtype.size()) as u64).sum()
     }
 
     /// The base that this is an adapter over.
@@ -316,10 +279,7 @@ impl Checkpoint {
     /// # Errors
     /// If there is none of this name.
     pub fn view(&self, name: &str) -> Result<View<'_>, ReadError> {
-        let unknown = || ReadError::Unknown {
-            path: self.path.clone(),
-            name: name.to_owned(),
-        };
+        let unknown = || ReadError::Unknown { path: self.path.clone(), name: name.to_owned() };
         let info = self.tensors.get(name).ok_or_else(unknown)?;
         let values = match self.places.get(name).ok_or_else(unknown)? {
             Place::File { file, start } => {
@@ -327,18 +287,12 @@ impl Checkpoint {
                 Values::Bytes(&self.files[*file].bytes()[*start..start + length])
             }
             Place::Base => return self.base.as_ref().ok_or_else(unknown)?.view(name),
-            Place::Adapted(adapter) => {
-                match self.base.as_ref().ok_or_else(unknown)?.view(name)?.values {
-                    Values::Bytes(bytes) => Values::Adapted(adapter, bytes),
-                    Values::Adapted(..) => return Err(unknown()),
-                }
-            }
+            Place::Adapted(adapter) => match self.base.as_ref().ok_or_else(unknown)?.view(name)?.values {
+                Values::Bytes(bytes) => Values::Adapted(adapter, bytes),
+                Values::Adapted(..) => return Err(unknown()),
+            },
         };
-        Ok(View {
-            dtype: info.dtype,
-            elements: info.elements(),
-            values,
-        })
+        Ok(View { dtype: info.dtype, elements: info.elements(), values })
     }
 
     /// Reads the flat, row-major `elements` of a tensor as F32.
@@ -404,12 +358,7 @@ impl Checkpoint {
                 })
                 .reduce(|| (0, usize::MAX), |a, b| (a.0 + b.0, a.1.min(b.1)));
             if found.0 > 0 {
-                return Err(NonFiniteError {
-                    path: self.path.clone(),
-                    tensor: name.clone(),
-                    count: found.0,
-                    first: found.1,
-                });
+                return Err(NonFiniteError { path: self.path.clone(), tensor: name.clone(), count: found.0, first: found.1 });
             }
         }
         Ok(())
@@ -447,11 +396,7 @@ impl<'a> View<'a> {
     /// If the tensor has no such elements, or `out` another length.
     pub fn read(&self, elements: Range<usize>, out: &mut [f32]) -> Result<(), ReadError> {
         if elements.start > elements.end || elements.end > self.elements || out.len() != elements.len() {
-            return Err(ReadError::Range {
-                start: elements.start,
-                end: elements.end,
-                elements: self.elements,
-            });
+            return Err(ReadError::Range { start: elements.start, end: elements.end, elements: self.elements });
         }
         let size = self.dtype.size();
         let of = |bytes: &'a [u8]| &bytes[elements.start * size..elements.end * size];
@@ -481,14 +426,8 @@ impl<'a> View<'a> {
 
 /// Reads a JSON file beside the weights.
 pub(super) fn read_json(path: &Path) -> Result<Value, OpenError> {
-    let bytes = fs::read(path).map_err(|source| OpenError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    serde_json::from_slice(&bytes).map_err(|error| OpenError::Side {
-        path: path.to_owned(),
-        what: format!("not JSON: {error}"),
-    })
+    let bytes = fs::read(path).map_err(|source| OpenError::Read { path: path.to_owned(), source })?;
+    serde_json::from_slice(&bytes).map_err(|error| OpenError::Side { path: path.to_owned(), what: format!("not JSON: {error}") })
 }
 
 /// The weight map of a sharded checkpoint: tensor name to file name.
@@ -497,16 +436,12 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>, OpenError> {
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let bad = |what: String| OpenError::Side {
-        path: path.to_owned(),
-        what,
-    };
+    let bad = |what: String| OpenError::Side { path: path.to_owned(), what };
     let size = fs::metadata(path).map_or(0, |metadata| metadata.len());
     if size > INDEX_BYTES_MAX {
         return Err(bad(format!("the index has {size} bytes, and at most {INDEX_BYTES_MAX} are allowed")));
     }
-    let index: Index =
-        serde_json::from_value(read_json(path)?).map_err(|error| bad(format!("not an index: {error}")))?;
+    let index: Index = serde_json::from_value(read_json(path)?).map_err(|error| bad(format!("not an index: {error}")))?;
     for (tensor, shard) in &index.weight_map {
         let plain = Path::new(shard).file_name().is_some_and(|name| name == shard.as_str());
         if !plain || !shard.ends_with(".safetensors") {

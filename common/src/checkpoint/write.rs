@@ -233,11 +233,7 @@ impl WeightsWriter {
         };
         let data = 8 + header.len() as u64;
         places.iter_mut().for_each(|(_, start, _)| *start += data);
-        Ok(Self {
-            path: path.to_owned(),
-            file: begin().map_err(at(path))?,
-            places,
-        })
+        Ok(Self { path: path.to_owned(), file: begin().map_err(at(path))?, places })
     }
 
     /// Writes F32 values, rounded to the tensor's type, from element `offset` of the tensor with this index on.

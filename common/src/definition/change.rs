@@ -35,18 +35,10 @@ pub fn compatible(old: &Resolved, new: &Resolved) -> Result<(), ChangeError> {
         // No limit is the longest limit.
         if is.unwrap_or(f64::INFINITY) < was.unwrap_or(f64::INFINITY) {
             let show = |limit: Option<f64>| limit.map_or("none".to_owned(), |l| l.to_string());
-            differences.push(format!(
-                "  {key}: was {}, now {} (a limit may only be raised)",
-                show(was),
-                show(is)
-            ));
+            differences.push(format!("  {key}: was {}, now {} (a limit may only be raised)", show(was), show(is)));
         }
     }
-    if differences.is_empty() {
-        Ok(())
-    } else {
-        Err(ChangeError { differences })
-    }
+    if differences.is_empty() { Ok(()) } else { Err(ChangeError { differences }) }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "limits are compared and shown, never computed with")]
@@ -56,19 +48,13 @@ fn as_float(limit: Option<u64>) -> Option<f64> {
 
 fn compare(path: &str, old: &Value, new: &Value, differences: &mut Vec<String>) {
     let join = |key: &str| {
-        if path.is_empty() {
-            key.to_owned()
-        } else {
-            format!("{path}.{key}")
-        }
+        if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
     };
     match (old, new) {
         (Value::Object(old), Value::Object(new)) => {
             let added = new.keys().filter(|key| !old.contains_key(*key));
             for key in old.keys().chain(added) {
-                let value = |tree: &serde_json::Map<String, Value>| {
-                    tree.get(key).cloned().unwrap_or(Value::Null)
-                };
+                let value = |tree: &serde_json::Map<String, Value>| tree.get(key).cloned().unwrap_or(Value::Null);
                 compare(&join(key), &value(old), &value(new), differences);
             }
         }

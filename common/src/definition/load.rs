@@ -62,10 +62,7 @@ pub enum LoadError {
 /// # Errors
 /// See [`LoadError`]; the first syntactic problem, or every problem with values.
 pub fn load(path: &Path, overrides: &[String]) -> Result<Definition, LoadError> {
-    let text = fs::read_to_string(path).map_err(|source| LoadError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
+    let text = fs::read_to_string(path).map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
     parse(&text, path, overrides)
 }
 
@@ -74,34 +71,23 @@ pub fn load(path: &Path, overrides: &[String]) -> Result<Definition, LoadError> 
 /// # Errors
 /// As [`load`].
 pub fn parse(text: &str, path: &Path, overrides: &[String]) -> Result<Definition, LoadError> {
-    let syntax = |message: String| LoadError::Syntax {
-        path: path.to_owned(),
-        message,
-    };
+    let syntax = |message: String| LoadError::Syntax { path: path.to_owned(), message };
     let mut tree: Value = match path.extension().and_then(|extension| extension.to_str()) {
         Some("toml") => toml::from_str(text).map_err(|error| syntax(error.to_string()))?,
-        Some("yaml" | "yml") => {
-            serde_saphyr::from_str(text).map_err(|error| syntax(error.to_string()))?
-        }
+        Some("yaml" | "yml") => serde_saphyr::from_str(text).map_err(|error| syntax(error.to_string()))?,
         _ => return Err(LoadError::Format(path.to_owned())),
     };
     for assignment in overrides {
         set(&mut tree, assignment)?;
     }
-    let mut definition: Definition =
-        serde_path_to_error::deserialize(tree).map_err(|error| LoadError::Key {
-            path: path.to_owned(),
-            message: key_sentence(&error),
-        })?;
+    let mut definition: Definition = serde_path_to_error::deserialize(tree)
+        .map_err(|error| LoadError::Key { path: path.to_owned(), message: key_sentence(&error) })?;
     if definition.stop == super::Stop::default() {
         definition.stop.offspring = Some(100);
     }
     let problems = validate::problems(&definition);
     if !problems.is_empty() {
-        return Err(LoadError::Values {
-            path: path.to_owned(),
-            problems,
-        });
+        return Err(LoadError::Values { path: path.to_owned(), problems });
     }
     let folder = path.parent().unwrap_or(Path::new(""));
     make_absolute(&mut definition, folder);
@@ -117,21 +103,11 @@ fn key_sentence(error: &serde_path_to_error::Error<serde_json::Error>) -> String
     {
         // serde lists the known keys between backticks after "expected".
         let known: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
-        let section = at
-            .strip_suffix(key)
-            .map_or(at.as_str(), |parent| parent.trim_end_matches('.'));
-        let place = if section.is_empty() || section == "." {
-            String::from("at the top level")
-        } else {
-            format!("in {section}")
-        };
+        let section = at.strip_suffix(key).map_or(at.as_str(), |parent| parent.trim_end_matches('.'));
+        let place = if section.is_empty() || section == "." { String::from("at the top level") } else { format!("in {section}") };
         return format!("unknown key {} {place}", suggest::unknown(key, known));
     }
-    if at == "." {
-        message
-    } else {
-        format!("{at}: {message}")
-    }
+    if at == "." { message } else { format!("{at}: {message}") }
 }
 
 /// Sets one key of the tree, making the tables on the way; numbers in a path index lists.
@@ -149,14 +125,8 @@ fn set(tree: &mut Value, assignment: &str) -> Result<(), LoadError> {
             return Err(bad());
         }
         place = match place {
-            Value::Array(items) => part
-                .parse::<usize>()
-                .ok()
-                .and_then(|index| items.get_mut(index))
-                .ok_or_else(bad)?,
-            Value::Object(table) => table
-                .entry(part)
-                .or_insert_with(|| Value::Object(Map::new())),
+            Value::Array(items) => part.parse::<usize>().ok().and_then(|index| items.get_mut(index)).ok_or_else(bad)?,
+            Value::Object(table) => table.entry(part).or_insert_with(|| Value::Object(Map::new())),
             _ => return Err(bad()),
         };
     }
@@ -207,7 +177,8 @@ mod tests {
     #[test]
     fn toml_and_yaml_give_the_same_definition() {
         let toml = load_text(SMALL, &[]).unwrap();
-        let yaml = "models: {base: base, experts: [{name: a, path: a}, {name: b, path: /abs/b}]}\ntasks: [{name: t, dev: t.jsonl}]\n";
+        let yaml =
+            "models: {base: base, experts: [{name: a, path: a}, {name: b, path: /abs/b}]}\ntasks: [{name: t, dev: t.jsonl}]\n";
         let yaml = parse(yaml, Path::new("/dir/search.yaml"), &[]).unwrap();
         assert_eq!(toml, yaml);
         assert_eq!(toml.models.experts[0].path, Path::new("/dir/a"));
@@ -217,16 +188,9 @@ mod tests {
 
     #[test]
     fn overrides_reach_tables_lists_and_plugin_keys() {
-        let definition = load_text(
-            SMALL,
-            &[
-                "stop.offspring=7",
-                "tasks.0.metric=macro_f1",
-                "search.scale=0.25",
-                "models.frozen=[\"x.*\"]",
-            ],
-        )
-        .unwrap();
+        let definition =
+            load_text(SMALL, &["stop.offspring=7", "tasks.0.metric=macro_f1", "search.scale=0.25", "models.frozen=[\"x.*\"]"])
+                .unwrap();
         assert_eq!(definition.stop.offspring, Some(7));
         assert_eq!(definition.tasks[0].metric, "macro_f1");
         assert_eq!(definition.search.parameters["scale"], 0.25);

@@ -216,41 +216,25 @@ pub struct Fleet {
 
 impl Default for Evaluator {
     fn default() -> Self {
-        Self {
-            batch_tokens: 4096,
-            hang_seconds: 120.0,
-        }
+        Self { batch_tokens: 4096, hang_seconds: 120.0 }
     }
 }
 
 impl Default for SearchSettings {
     fn default() -> Self {
-        Self {
-            seed: 0,
-            in_flight: default::in_flight(),
-            strategy: default::strategy(),
-            parameters: Map::new(),
-        }
+        Self { seed: 0, in_flight: default::in_flight(), strategy: default::strategy(), parameters: Map::new() }
     }
 }
 
 impl Default for Acceptance {
     fn default() -> Self {
-        Self {
-            rule: default::rule(),
-            parameters: Map::new(),
-        }
+        Self { rule: default::rule(), parameters: Map::new() }
     }
 }
 
 impl Default for Fleet {
     fn default() -> Self {
-        Self {
-            lease_seconds: 60.0,
-            heartbeat_seconds: 10.0,
-            attempts: 3,
-            cache_bytes: 8 << 30,
-        }
+        Self { lease_seconds: 60.0, heartbeat_seconds: 10.0, attempts: 3, cache_bytes: 8 << 30 }
     }
 }
 

@@ -71,9 +71,7 @@ pub fn print(definition: &Definition) -> String {
 }
 
 fn table(tree: &serde_json::Map<String, Value>, path: &str, out: &mut String) {
-    let (sections, keys): (Vec<_>, Vec<_>) = tree
-        .iter()
-        .partition(|(key, value)| is_section(&join(path, key), value));
+    let (sections, keys): (Vec<_>, Vec<_>) = tree.iter().partition(|(key, value)| is_section(&join(path, key), value));
     for (key, value) in keys {
         let path = join(path, key);
         meaning(&path, out);
@@ -115,19 +113,14 @@ fn is_section(path: &str, value: &Value) -> bool {
     match value {
         Value::Object(_) => !path.ends_with("parameters"),
         Value::Array(items) => {
-            items.iter().any(Value::is_object)
-                || (items.is_empty() && ["merges", "tasks", "models.experts"].contains(&path))
+            items.iter().any(Value::is_object) || (items.is_empty() && ["merges", "tasks", "models.experts"].contains(&path))
         }
         _ => false,
     }
 }
 
 fn join(path: &str, key: &str) -> String {
-    if path.is_empty() {
-        key.to_owned()
-    } else {
-        format!("{path}.{key}")
-    }
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
 fn meaning(path: &str, out: &mut String) {
@@ -138,11 +131,7 @@ fn meaning(path: &str, out: &mut String) {
 
 fn bare(key: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-    if !key.is_empty() && key.chars().all(plain) {
-        key.to_owned()
-    } else {
-        Value::String(key.to_owned()).to_string()
-    }
+    if !key.is_empty() && key.chars().all(plain) { key.to_owned() } else { Value::String(key.to_owned()).to_string() }
 }
 
 /// A value on one line. JSON's numbers, texts and lists are TOML's too; tables are not.
@@ -150,10 +139,7 @@ fn inline(value: &Value) -> String {
     match value {
         Value::Object(tree) if tree.is_empty() => "{}".into(),
         Value::Object(tree) => {
-            let pairs: Vec<_> = tree
-                .iter()
-                .map(|(key, value)| format!("{} = {}", bare(key), inline(value)))
-                .collect();
+            let pairs: Vec<_> = tree.iter().map(|(key, value)| format!("{} = {}", bare(key), inline(value))).collect();
             format!("{{ {} }}", pairs.join(", "))
         }
         Value::Array(items) => {

@@ -80,10 +80,7 @@ impl Resolved {
     #[must_use]
     pub fn deciding(&self) -> Value {
         let digests = |sources: &[Source]| -> Value {
-            sources
-                .iter()
-                .map(|source| json!({ "name": source.name, "digest": source.digest }))
-                .collect()
+            sources.iter().map(|source| json!({ "name": source.name, "digest": source.digest })).collect()
         };
         let data = |data: &Data| json!({ "digest": data.digest, "items": data.items });
         let tasks: Value = self
@@ -121,10 +118,7 @@ impl Resolved {
     /// The patterns that split tensors into heads, frozen and evolving ones.
     #[must_use]
     pub fn patterns(&self) -> Patterns {
-        Patterns {
-            heads: self.definition.models.heads.clone(),
-            frozen: self.definition.models.frozen.clone(),
-        }
+        Patterns { heads: self.definition.models.heads.clone(), frozen: self.definition.models.frozen.clone() }
     }
 }
 
@@ -132,11 +126,7 @@ impl Task {
     /// The names of an item's fields.
     #[must_use]
     pub fn fields(&self) -> Fields {
-        Fields {
-            text: self.text.clone(),
-            text_pair: self.text_pair.clone(),
-            label: self.label.clone(),
-        }
+        Fields { text: self.text.clone(), text_pair: self.text_pair.clone(), label: self.label.clone() }
     }
 }
 
@@ -148,18 +138,9 @@ pub fn resolve(definition: Definition, cache: &DigestCache) -> Result<Resolved, 
     let mut problems = Vec::new();
     let models = open_models(&definition, cache, &mut problems);
     let default_labels = models.as_ref().map_or_else(Vec::new, |(base, ..)| labels_of(base));
-    let tasks: Vec<_> = definition
-        .tasks
-        .iter()
-        .filter_map(|task| resolve_task(task, &default_labels, &mut problems))
-        .collect();
+    let tasks: Vec<_> = definition.tasks.iter().filter_map(|task| resolve_task(task, &default_labels, &mut problems)).collect();
     match models {
-        Some((_, base, experts)) if problems.is_empty() => Ok(Resolved {
-            definition,
-            base,
-            experts,
-            tasks,
-        }),
+        Some((_, base, experts)) if problems.is_empty() => Ok(Resolved { definition, base, experts, tasks }),
         _ => Err(ResolveError { problems }),
     }
 }
@@ -185,10 +166,7 @@ fn open_models(
         }
     }
     let named: Vec<_> = experts.iter().map(|(name, c)| (*name, c)).collect();
-    let patterns = Patterns {
-        heads: definition.models.heads.clone(),
-        frozen: definition.models.frozen.clone(),
-    };
+    let patterns = Patterns { heads: definition.models.heads.clone(), frozen: definition.models.frozen.clone() };
     if let Err(differences) = checkpoint::fit(&base, &named, &patterns) {
         problems.extend(differences.iter().map(ToString::to_string));
     }
@@ -197,11 +175,7 @@ fn open_models(
             problems.push(format!("{name}: {error}"));
         }
         match checkpoint.digest(cache) {
-            Ok(digest) => Some(Source {
-                name: name.to_owned(),
-                path: checkpoint.path().to_owned(),
-                digest,
-            }),
+            Ok(digest) => Some(Source { name: name.to_owned(), path: checkpoint.path().to_owned(), digest }),
             Err(error) => {
                 problems.push(format!("{name}: {error}"));
                 None
@@ -209,10 +183,7 @@ fn open_models(
         }
     };
     let base_source = source("base", &base)?;
-    let sources: Vec<_> = experts
-        .iter()
-        .filter_map(|(name, checkpoint)| source(name, checkpoint))
-        .collect();
+    let sources: Vec<_> = experts.iter().filter_map(|(name, checkpoint)| source(name, checkpoint)).collect();
     Some((base, base_source, sources))
 }
 
@@ -224,24 +195,14 @@ fn labels_of(base: &Checkpoint) -> Vec<String> {
     let Some(id2label) = config.get("id2label").and_then(Value::as_object) else {
         return Vec::new();
     };
-    let mut labels: Vec<_> = id2label
-        .iter()
-        .filter_map(|(id, label)| Some((id.parse::<usize>().ok()?, label.as_str()?.to_owned())))
-        .collect();
+    let mut labels: Vec<_> =
+        id2label.iter().filter_map(|(id, label)| Some((id.parse::<usize>().ok()?, label.as_str()?.to_owned()))).collect();
     labels.sort_unstable();
     labels.into_iter().map(|(_, label)| label).collect()
 }
 
-fn resolve_task(
-    task: &Task,
-    default_labels: &[String],
-    problems: &mut Vec<String>,
-) -> Option<ResolvedTask> {
-    let labels = if task.labels.is_empty() {
-        default_labels.to_vec()
-    } else {
-        task.labels.clone()
-    };
+fn resolve_task(task: &Task, default_labels: &[String], problems: &mut Vec<String>) -> Option<ResolvedTask> {
+    let labels = if task.labels.is_empty() { default_labels.to_vec() } else { task.labels.clone() };
     if labels.len() < 2 {
         problems.push(format!(
             "tasks.{}.labels is missing, and the base's config.json has no id2label: name at least two labels in the order of the model's outputs",
@@ -262,24 +223,10 @@ fn resolve_task(
         Some(test) => Some(read(test, task.test_items)?),
         None => None,
     };
-    Some(ResolvedTask {
-        name: task.name.clone(),
-        labels,
-        dev: dev?,
-        test,
-    })
+    Some(ResolvedTask { name: task.name.clone(), labels, dev: dev?, test })
 }
 
-fn resolve_data(
-    path: &Path,
-    fields: &Fields,
-    labels: &[String],
-    limit: usize,
-) -> Result<Data, data::DataError> {
+fn resolve_data(path: &Path, fields: &Fields, labels: &[String], limit: usize) -> Result<Data, data::DataError> {
     let items = data::limit(data::read_items(path, fields, labels)?, limit);
-    Ok(Data {
-        path: path.to_owned(),
-        digest: data::digest(path)?,
-        items: items.len(),
-    })
+    Ok(Data { path: path.to_owned(), digest: data::digest(path)?, items: items.len() })
 }

@@ -27,9 +27,7 @@ pub(super) fn problems(definition: &Definition) -> Vec<String> {
     repeated("a task", tasks.iter().copied(), &mut problems);
     for name in models().chain(tasks.iter().copied()) {
         if name.is_empty() || name.contains(['/', '\\', '\n']) || name.starts_with('.') {
-            problems.push(format!(
-                "{name:?} cannot be a name: it must not be empty, start with a dot, or hold a slash"
-            ));
+            problems.push(format!("{name:?} cannot be a name: it must not be empty, start with a dot, or hold a slash"));
         }
         if ["base", "evolved"].contains(&name) {
             problems.push(format!("the name {name:?} is kept for the base model and the search's result: choose another"));
@@ -53,27 +51,16 @@ pub(super) fn problems(definition: &Definition) -> Vec<String> {
     problems
 }
 
-fn task_problems(
-    task: &Task,
-    definition: &Definition,
-    experts: &[&str],
-    problems: &mut Vec<String>,
-) {
+fn task_problems(task: &Task, definition: &Definition, experts: &[&str], problems: &mut Vec<String>) {
     let at = format!("tasks.{}", task.name);
     if !METRICS.contains(&task.metric.as_str()) {
-        problems.push(format!(
-            "{at}.metric: unknown metric {}",
-            suggest::unknown(&task.metric, METRICS)
-        ));
+        problems.push(format!("{at}.metric: unknown metric {}", suggest::unknown(&task.metric, METRICS)));
     }
     if !(task.weight.is_finite() && task.weight > 0.0) {
         problems.push(format!("{at}.weight is {}: it must be above 0", task.weight));
     }
     if !(2..=MAX_LENGTH_LIMIT).contains(&task.max_length) {
-        problems.push(format!(
-            "{at}.max_length is {}: it must lie between 2 and {MAX_LENGTH_LIMIT} tokens",
-            task.max_length
-        ));
+        problems.push(format!("{at}.max_length is {}: it must lie between 2 and {MAX_LENGTH_LIMIT} tokens", task.max_length));
     }
     let mut seen = HashSet::new();
     for label in &task.labels {
@@ -82,13 +69,12 @@ fn task_problems(
         }
     }
     match &task.head {
-        Some(head) if !experts.contains(&head.as_str()) => problems.push(format!(
-            "{at}.head: unknown expert {}",
-            suggest::unknown(head, experts.iter().copied())
-        )),
-        Some(_) if definition.models.heads.is_empty() => problems.push(format!(
-            "{at}.head is set, but models.heads names no tensors that tasks keep their own of"
-        )),
+        Some(head) if !experts.contains(&head.as_str()) => {
+            problems.push(format!("{at}.head: unknown expert {}", suggest::unknown(head, experts.iter().copied())));
+        }
+        Some(_) if definition.models.heads.is_empty() => {
+            problems.push(format!("{at}.head is set, but models.heads names no tensors that tasks keep their own of"));
+        }
         None if !definition.models.heads.is_empty() => problems.push(format!(
             "{at}.head is missing: models.heads keeps heads apart, so each task names the expert whose head it uses"
         )),
@@ -98,10 +84,7 @@ fn task_problems(
 
 fn settings_problems(definition: &Definition, problems: &mut Vec<String>) {
     if !(1..=4096).contains(&definition.search.in_flight) {
-        problems.push(format!(
-            "search.in_flight is {}: it must lie between 1 and 4096",
-            definition.search.in_flight
-        ));
+        problems.push(format!("search.in_flight is {}: it must lie between 1 and 4096", definition.search.in_flight));
     }
     if definition.evaluator.batch_tokens == 0 {
         problems.push("evaluator.batch_tokens is 0: a batch holds at least one token".into());
@@ -110,18 +93,15 @@ fn settings_problems(definition: &Definition, problems: &mut Vec<String>) {
     if fleet.attempts == 0 {
         problems.push("fleet.attempts is 0: at least one attempt is needed".into());
     }
-    if !(fleet.heartbeat_seconds > 0.0 && fleet.lease_seconds >= 2.0 * fleet.heartbeat_seconds)
-        || !fleet.lease_seconds.is_finite()
-    {
+    let finite = fleet.lease_seconds.is_finite();
+    if !(finite && fleet.heartbeat_seconds > 0.0 && fleet.lease_seconds >= 2.0 * fleet.heartbeat_seconds) {
         problems.push(format!(
             "fleet.lease_seconds is {} and fleet.heartbeat_seconds is {}: a lease must outlast at least two heartbeats",
             fleet.lease_seconds, fleet.heartbeat_seconds
         ));
     }
-    let positive = [
-        ("stop.seconds", definition.stop.seconds.unwrap_or(1.0)),
-        ("evaluator.hang_seconds", definition.evaluator.hang_seconds),
-    ];
+    let positive =
+        [("stop.seconds", definition.stop.seconds.unwrap_or(1.0)), ("evaluator.hang_seconds", definition.evaluator.hang_seconds)];
     for (key, value) in positive {
         if !(value.is_finite() && value > 0.0) {
             problems.push(format!("{key} is {value}: it must be above 0"));

@@ -48,10 +48,7 @@ impl MergeConfig {
     /// # Errors
     /// A sentence with the key that is wrong.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let bad = |what: String| ConfigError {
-            path: path.to_owned(),
-            what,
-        };
+        let bad = |what: String| ConfigError { path: path.to_owned(), what };
         let text = fs::read_to_string(path).map_err(|error| bad(format!("cannot be read: {error}")))?;
         let tree: Json = match path.extension().and_then(|extension| extension.to_str()) {
             Some("toml") => toml::from_str(&text).map_err(|error| bad(error.to_string()))?,
@@ -88,16 +85,11 @@ impl MergeConfig {
     /// # Errors
     /// As [`normalize`].
     pub fn merge(&self, base: Option<Recipe>, models: Vec<Recipe>) -> Result<Merge, ParameterError> {
-        let inputs = models.into_iter().zip(&self.models).map(|(recipe, (_, parameters))| Input {
-            recipe,
-            parameters: parameters.clone(),
-        });
-        normalize(Merge {
-            method: self.method.clone(),
-            base,
-            models: inputs.collect(),
-            parameters: self.parameters.clone(),
-        })
+        let inputs = models
+            .into_iter()
+            .zip(&self.models)
+            .map(|(recipe, (_, parameters))| Input { recipe, parameters: parameters.clone() });
+        normalize(Merge { method: self.method.clone(), base, models: inputs.collect(), parameters: self.parameters.clone() })
     }
 }
 
@@ -127,7 +119,9 @@ fn parameters(tree: Option<&Json>) -> Result<Parameters, String> {
             Json::Number(number) => Value::Number(number.as_f64().unwrap_or(f64::NAN)),
             Json::String(text) => Value::Text(text.clone()),
             Json::Array(_) => {
-                return Err(format!("parameters.{name} is a list: values per layer or per tensor are not supported, give one value"));
+                return Err(format!(
+                    "parameters.{name} is a list: values per layer or per tensor are not supported, give one value"
+                ));
             }
             other => return Err(format!("parameters.{name} is {other}: a number, a text, or true or false is expected")),
         };

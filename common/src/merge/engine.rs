@@ -132,18 +132,9 @@ impl Engine {
         let block = options.block.max(1).next_multiple_of(CHUNK);
         let elements: Vec<_> = space.tensors.iter().map(|tensor| tensor.elements).collect();
         let jobs = elements.iter().enumerate().flat_map(|(tensor, &elements)| {
-            (0..elements).step_by(block).map(move |start| Job {
-                tensor,
-                elements: start..elements.min(start + block),
-            })
+            (0..elements).step_by(block).map(move |start| Job { tensor, elements: start..elements.min(start + block) })
         });
-        Self {
-            jobs: jobs.collect(),
-            elements,
-            space,
-            leaves: HashMap::new(),
-            prepared: Mutex::default(),
-        }
+        Self { jobs: jobs.collect(), elements, space, leaves: HashMap::new(), prepared: Mutex::default() }
     }
 
     /// The tensors that it builds.
@@ -235,19 +226,12 @@ impl Engine {
             return Ok(());
         }
         let first = values.iter().position(|value| !value.is_finite()).unwrap_or(0);
-        Err(BuildError::NonFinite {
-            tensor: self.space.tensors[job.tensor].name.clone(),
-            element: job.elements.start + first,
-        })
+        Err(BuildError::NonFinite { tensor: self.space.tensors[job.tensor].name.clone(), element: job.elements.start + first })
     }
 
     /// Turns a recipe into steps, taking the statistics of its merges on the way, innermost first.
     fn compile(&self, recipe: &Recipe) -> Result<(Program<'_>, usize), BuildError> {
-        let mut program = Program {
-            space: &self.space,
-            steps: Vec::new(),
-            index: HashMap::new(),
-        };
+        let mut program = Program { space: &self.space, steps: Vec::new(), index: HashMap::new() };
         for node in self.needed(recipe) {
             let step = match self.leaves.get(&node.id()) {
                 Some(leaf) => Step::Leaf(Arc::clone(leaf)),
@@ -269,24 +253,13 @@ impl Engine {
         let at = |recipe: &Recipe| program.index[&recipe.id()];
         Ok(match node.op() {
             Op::Checkpoint(digest) => return Err(BuildError::UnknownCheckpoint(*digest)),
-            Op::Differential { target, plus, minus, scale } => Step::Differential {
-                target: at(target),
-                plus: at(plus),
-                minus: at(minus),
-                scale: super::round(*scale),
-            },
-            Op::Crossover { target, donor, rate, seed, per } => Step::Crossover {
-                target: at(target),
-                donor: at(donor),
-                threshold: rng::threshold(*rate),
-                seed: *seed,
-                per: *per,
-            },
-            Op::Perturb { parent, deviation, seed } => Step::Perturb {
-                parent: at(parent),
-                deviation: *deviation,
-                seed: *seed,
-            },
+            Op::Differential { target, plus, minus, scale } => {
+                Step::Differential { target: at(target), plus: at(plus), minus: at(minus), scale: super::round(*scale) }
+            }
+            Op::Crossover { target, donor, rate, seed, per } => {
+                Step::Crossover { target: at(target), donor: at(donor), threshold: rng::threshold(*rate), seed: *seed, per: *per }
+            }
+            Op::Perturb { parent, deviation, seed } => Step::Perturb { parent: at(parent), deviation: *deviation, seed: *seed },
             Op::Merge(merge) => {
                 let operands: Vec<_> = node.op().operands().map(at).collect();
                 let known = |prepared: &HashMap<Digest, Arc<dyn Combine>>| prepared.get(&node.id()).cloned();
@@ -295,11 +268,7 @@ impl Engine {
                     Some(combine) => combine,
                     None => self.prepare(node.id(), merge, &operands, program)?,
                 };
-                Step::Merge {
-                    operands,
-                    has_base: merge.base.is_some(),
-                    combine,
-                }
+                Step::Merge { operands, has_base: merge.base.is_some(), combine }
             }
         })
     }
@@ -454,12 +423,7 @@ impl Program<'_> {
             Step::Merge { operands, has_base, combine } => {
                 let values: Vec<_> = operands.iter().map(|&operand| value(operand)).collect();
                 let (base, models) = if *has_base { (values[0], &values[1..]) } else { (&[][..], &values[..]) };
-                let inputs = Inputs {
-                    base,
-                    models,
-                    tensor: job.tensor,
-                    offset: job.elements.start,
-                };
+                let inputs = Inputs { base, models, tensor: job.tensor, offset: job.elements.start };
                 combine.block(&inputs, out);
             }
         }

@@ -46,10 +46,7 @@ impl Method for Linear {
     }
 
     fn prepare(&self, settings: &Settings, _pass: &Pass<'_>) -> Box<dyn Combine> {
-        Box::new(WeightedSum {
-            weights: normalized(settings.numbers("weight"), settings.flag("normalize")),
-            from_base: false,
-        })
+        Box::new(WeightedSum { weights: normalized(settings.numbers("weight"), settings.flag("normalize")), from_base: false })
     }
 }
 
@@ -65,11 +62,7 @@ impl Combine for WeightedSum {
             let base = if self.from_base { inputs.base[element] } else { 0.0 };
             let mut sum = f64::from(base);
             for (model, weight) in inputs.models.iter().zip(&self.weights) {
-                let value = if self.from_base {
-                    super::task_vector(model[element], base)
-                } else {
-                    model[element]
-                };
+                let value = if self.from_base { super::task_vector(model[element], base) } else { model[element] };
                 sum += weight * f64::from(value);
             }
             *out = round(sum);

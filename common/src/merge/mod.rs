@@ -27,12 +27,7 @@ pub use self::{
 use crate::suggest;
 
 /// Every merge method, in the order of their publication.
-pub const METHODS: &[&dyn Method] = &[
-    &linear::Linear,
-    &task_arithmetic::TaskArithmetic,
-    &ties::Ties,
-    &pcb::Pcb,
-];
+pub const METHODS: &[&dyn Method] = &[&linear::Linear, &task_arithmetic::TaskArithmetic, &ties::Ties, &pcb::Pcb];
 
 /// A merge method.
 pub trait Method: Sync {
@@ -60,10 +55,7 @@ pub trait Combine: Send + Sync {
 /// The nearest known name.
 pub fn find(name: &str) -> Result<&'static dyn Method, ParameterError> {
     METHODS.iter().copied().find(|method| method.name() == name).ok_or_else(|| {
-        ParameterError(format!(
-            "unknown merge method {}",
-            suggest::unknown(name, METHODS.iter().map(|method| method.name()))
-        ))
+        ParameterError(format!("unknown merge method {}", suggest::unknown(name, METHODS.iter().map(|method| method.name()))))
     })
 }
 

@@ -73,15 +73,7 @@ impl Pass<'_> {
             let (mut state, mut workspace) = pooled.unwrap_or_else(|| (start(), Workspace::default()));
             let result = self.program.evaluate(job, &self.operands, &mut workspace, |values| {
                 let (base, models) = if self.has_base { (values[0], &values[1..]) } else { (&[][..], values) };
-                step(
-                    &mut state,
-                    &Inputs {
-                        base,
-                        models,
-                        tensor: job.tensor,
-                        offset: job.elements.start,
-                    },
-                );
+                step(&mut state, &Inputs { base, models, tensor: job.tensor, offset: job.elements.start });
                 Ok(())
             });
             if let Err(error) = result {

@@ -8,8 +8,8 @@
 //! Scores are rounded to F32 before they are ranked. `weight` is the coefficient lambda_i, inside the mean over tasks.
 
 use super::{
-    Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings,
-    elementary::exp, linear::WEIGHT, order, round, task_vector,
+    Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings, elementary::exp, linear::WEIGHT, order, round,
+    task_vector,
 };
 
 pub(super) struct Pcb;
@@ -64,7 +64,12 @@ impl Method for Pcb {
 }
 
 /// `int(elements * share - less)` as Python computes it, kept inside the row.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "Python's int() truncates just so")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "Python's int() truncates just so"
+)]
 fn rank(elements: usize, share: f64, less: f64) -> u64 {
     ((elements as f64 * share - less) as usize).min(elements.saturating_sub(1)) as u64
 }
@@ -77,16 +82,10 @@ struct Span {
 }
 
 impl Span {
-    const EMPTY: Self = Self {
-        low: f64::INFINITY,
-        high: f64::NEG_INFINITY,
-    };
+    const EMPTY: Self = Self { low: f64::INFINITY, high: f64::NEG_INFINITY };
 
     fn join(self, other: Self) -> Self {
-        Self {
-            low: self.low.min(other.low),
-            high: self.high.max(other.high),
-        }
+        Self { low: self.low.min(other.low), high: self.high.max(other.high) }
     }
 
     fn norm(self, x: f64) -> f64 {
@@ -140,13 +139,7 @@ impl Paper {
             },
             |a, b| a.into_iter().zip(b).map(|(a, b)| a.join(b)).collect(),
         );
-        let mut this = Self {
-            spans,
-            inter: vec![1.0; pairs],
-            intra: vec![1.0; models],
-            cuts: Vec::new(),
-            weights,
-        };
+        let mut this = Self { spans, inter: vec![1.0; pairs], intra: vec![1.0; models], cuts: Vec::new(), weights };
         let sums = pass.sums(pairs + models, |inputs, elements, sums| {
             let mut work = Work::new(models);
             for element in elements {
@@ -253,10 +246,7 @@ impl Script {
         let low = rank(elements, WINSOR, 0.0);
         let high = rank(elements, 1.0 - WINSOR, 1.0).max(low);
         let spans = |found: Vec<Vec<f32>>| -> Vec<Span> {
-            let span = |row: &Vec<f32>| Span {
-                low: f64::from(row[0]),
-                high: f64::from(row[1]),
-            };
+            let span = |row: &Vec<f32>| Span { low: f64::from(row[0]), high: f64::from(row[1]) };
             found.iter().map(span).collect()
         };
         let magnitudes = order::select(pass, None, &vec![vec![low, high]; models], |inputs, rows| {
@@ -264,11 +254,7 @@ impl Script {
                 row.extend(model.iter().zip(inputs.base).map(|(m, b)| task_vector(*m, *b).abs()));
             }
         });
-        let mut this = Self {
-            bounds: spans(magnitudes),
-            scores: Vec::new(),
-            weights,
-        };
+        let mut this = Self { bounds: spans(magnitudes), scores: Vec::new(), weights };
         let last = elements.saturating_sub(1) as u64;
         let scores = order::select(pass, None, &vec![vec![cut, last]; models], |inputs, rows| {
             let mut work = Work::new(models);

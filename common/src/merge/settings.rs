@@ -71,10 +71,7 @@ impl Settings {
     /// The parameters of a [`normalize`]d merge.
     #[must_use]
     pub fn new(merge: &Merge) -> Self {
-        Self {
-            merge: merge.parameters.clone(),
-            models: merge.models.iter().map(|input| input.parameters.clone()).collect(),
-        }
+        Self { merge: merge.parameters.clone(), models: merge.models.iter().map(|input| input.parameters.clone()).collect() }
     }
 
     /// A declared number of the merge.

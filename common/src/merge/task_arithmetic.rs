@@ -46,9 +46,6 @@ impl Method for TaskArithmetic {
     fn prepare(&self, settings: &Settings, _pass: &Pass<'_>) -> Box<dyn Combine> {
         let lambda = settings.number("lambda");
         let weights = normalized(settings.numbers("weight"), settings.flag("normalize"));
-        Box::new(WeightedSum {
-            weights: weights.into_iter().map(|weight| lambda * weight).collect(),
-            from_base: true,
-        })
+        Box::new(WeightedSum { weights: weights.into_iter().map(|weight| lambda * weight).collect(), from_base: true })
     }
 }

@@ -2,8 +2,8 @@
 //! weighted task vectors.
 
 use super::{
-    Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings,
-    linear::WEIGHT, order, round, task_arithmetic::LAMBDA, task_vector,
+    Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings, linear::WEIGHT, order, round,
+    task_arithmetic::LAMBDA, task_vector,
 };
 
 pub(super) struct Ties;
@@ -53,9 +53,8 @@ impl Method for Ties {
 
     fn prepare(&self, settings: &Settings, pass: &Pass<'_>) -> Box<dyn Combine> {
         let densities = settings.numbers("density");
-        let thresholds = pass.elements().iter().enumerate().map(|(tensor, &elements)| {
-            thresholds(pass, tensor, elements, &densities)
-        });
+        let thresholds =
+            pass.elements().iter().enumerate().map(|(tensor, &elements)| thresholds(pass, tensor, elements, &densities));
         Box::new(Trimmed {
             thresholds: thresholds.collect(),
             weights: settings.numbers("weight"),
@@ -73,7 +72,12 @@ fn thresholds(pass: &Pass<'_>, tensor: usize, elements: usize, densities: &[f64]
     let ranks: Vec<_> = densities
         .iter()
         .map(|&density| {
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "density lies in [0, 1]")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                clippy::cast_precision_loss,
+                reason = "density lies in [0, 1]"
+            )]
             let kept = ((density * elements as f64) as usize).max(1);
             if density == 0.0 || kept >= elements { vec![] } else { vec![(elements - kept) as u64] }
         })

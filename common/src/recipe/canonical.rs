@@ -8,10 +8,7 @@
 
 use thiserror::Error;
 
-use super::{
-    DEPTH_MAX, Granularity, Input, LimitError, Merge, NODES_MAX, OPERANDS_MAX, Op, Parameters,
-    Recipe, Value, limits,
-};
+use super::{DEPTH_MAX, Granularity, Input, LimitError, Merge, NODES_MAX, OPERANDS_MAX, Op, Parameters, Recipe, Value, limits};
 use crate::digest::Digest;
 
 /// Version of the encoding; part of every id.
@@ -50,10 +47,7 @@ pub(super) fn id(op: &Op) -> Digest {
 #[must_use]
 pub fn encode(recipe: &Recipe) -> Vec<u8> {
     let nodes = recipe.nodes();
-    let index: std::collections::HashMap<Digest, u32> = (0u32..)
-        .zip(&nodes)
-        .map(|(index, node)| (node.id(), index))
-        .collect();
+    let index: std::collections::HashMap<Digest, u32> = (0u32..).zip(&nodes).map(|(index, node)| (node.id(), index)).collect();
     let mut bytes = vec![VERSION];
     put_count(nodes.len(), &mut bytes);
     for node in &nodes {
@@ -81,9 +75,7 @@ pub fn decode(bytes: &[u8]) -> Result<Recipe, DecodeError> {
         limits::check("levels", node.depth(), DEPTH_MAX)?;
         nodes.push(node);
     }
-    let root = nodes
-        .pop()
-        .ok_or_else(|| reader.malformed("a recipe has at least one node"))?;
+    let root = nodes.pop().ok_or_else(|| reader.malformed("a recipe has at least one node"))?;
     if reader.at != bytes.len() {
         return Err(reader.malformed("bytes follow the last node"));
     }
@@ -99,25 +91,14 @@ fn write_op(op: &Op, out: &mut Vec<u8>, operand: &mut dyn FnMut(&Recipe, &mut Ve
             out.push(0);
             out.extend_from_slice(digest.as_bytes());
         }
-        Op::Differential {
-            target,
-            plus,
-            minus,
-            scale,
-        } => {
+        Op::Differential { target, plus, minus, scale } => {
             out.push(1);
             put_number(*scale, out);
             operand(target, out);
             operand(plus, out);
             operand(minus, out);
         }
-        Op::Crossover {
-            target,
-            donor,
-            rate,
-            seed,
-            per,
-        } => {
+        Op::Crossover { target, donor, rate, seed, per } => {
             out.push(2);
             put_number(*rate, out);
             out.extend_from_slice(&seed.to_le_bytes());
@@ -128,11 +109,7 @@ fn write_op(op: &Op, out: &mut Vec<u8>, operand: &mut dyn FnMut(&Recipe, &mut Ve
             operand(target, out);
             operand(donor, out);
         }
-        Op::Perturb {
-            parent,
-            deviation,
-            seed,
-        } => {
+        Op::Perturb { parent, deviation, seed } => {
             out.push(3);
             put_number(*deviation, out);
             out.extend_from_slice(&seed.to_le_bytes());
@@ -207,9 +184,7 @@ impl Reader<'_> {
 
     fn take<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
         let rest = &self.bytes[self.at..];
-        let chunk = rest
-            .first_chunk::<N>()
-            .ok_or(DecodeError::Truncated(self.bytes.len()))?;
+        let chunk = rest.first_chunk::<N>().ok_or(DecodeError::Truncated(self.bytes.len()))?;
         self.at += N;
         Ok(*chunk)
     }
@@ -247,9 +222,7 @@ impl Reader<'_> {
     fn text(&mut self) -> Result<String, DecodeError> {
         let count = self.count("bytes in a text", 4096)?;
         let rest = &self.bytes[self.at..];
-        let bytes = rest
-            .get(..count)
-            .ok_or(DecodeError::Truncated(self.bytes.len()))?;
+        let bytes = rest.get(..count).ok_or(DecodeError::Truncated(self.bytes.len()))?;
         let text = std::str::from_utf8(bytes).map_err(|_| self.malformed("not UTF-8"))?;
         self.at += count;
         Ok(text.to_owned())
@@ -277,10 +250,7 @@ impl Reader<'_> {
 
     fn operand(&mut self, nodes: &[Recipe]) -> Result<Recipe, DecodeError> {
         let index = u32::from_le_bytes(self.take()?) as usize;
-        nodes
-            .get(index)
-            .cloned()
-            .ok_or_else(|| self.malformed("an operand is not an earlier node"))
+        nodes.get(index).cloned().ok_or_else(|| self.malformed("an operand is not an earlier node"))
     }
 
     fn op(&mut self, nodes: &[Recipe]) -> Result<Op, DecodeError> {
@@ -288,12 +258,7 @@ impl Reader<'_> {
             0 => Op::Checkpoint(Digest::from_bytes(self.take()?)),
             1 => {
                 let scale = self.number()?;
-                Op::Differential {
-                    target: self.operand(nodes)?,
-                    plus: self.operand(nodes)?,
-                    minus: self.operand(nodes)?,
-                    scale,
-                }
+                Op::Differential { target: self.operand(nodes)?, plus: self.operand(nodes)?, minus: self.operand(nodes)?, scale }
             }
             2 => {
                 let rate = self.number()?;
@@ -303,46 +268,22 @@ impl Reader<'_> {
                     1 => Granularity::Tensor,
                     _ => return Err(self.malformed("unknown granularity")),
                 };
-                Op::Crossover {
-                    target: self.operand(nodes)?,
-                    donor: self.operand(nodes)?,
-                    rate,
-                    seed,
-                    per,
-                }
+                Op::Crossover { target: self.operand(nodes)?, donor: self.operand(nodes)?, rate, seed, per }
             }
             3 => {
                 let deviation = self.number()?;
                 let seed = self.seed()?;
-                Op::Perturb {
-                    parent: self.operand(nodes)?,
-                    deviation,
-                    seed,
-                }
+                Op::Perturb { parent: self.operand(nodes)?, deviation, seed }
             }
             4 => {
                 let method = self.text()?;
                 let parameters = self.parameters()?;
-                let base = if self.flag()? {
-                    Some(self.operand(nodes)?)
-                } else {
-                    None
-                };
+                let base = if self.flag()? { Some(self.operand(nodes)?) } else { None };
                 let count = self.count("models in a merge", OPERANDS_MAX)?;
                 let models = (0..count)
-                    .map(|_| {
-                        Ok(Input {
-                            parameters: self.parameters()?,
-                            recipe: self.operand(nodes)?,
-                        })
-                    })
+                    .map(|_| Ok(Input { parameters: self.parameters()?, recipe: self.operand(nodes)? }))
                     .collect::<Result<_, DecodeError>>()?;
-                Op::Merge(Merge {
-                    method,
-                    base,
-                    models,
-                    parameters,
-                })
+                Op::Merge(Merge { method, base, models, parameters })
             }
             _ => return Err(self.malformed("unknown operation")),
         })

@@ -193,19 +193,10 @@ impl Op {
     pub fn operands(&self) -> impl Iterator<Item = &Recipe> {
         let operands: Vec<&Recipe> = match self {
             Self::Checkpoint(_) => vec![],
-            Self::Differential {
-                target,
-                plus,
-                minus,
-                ..
-            } => vec![target, plus, minus],
+            Self::Differential { target, plus, minus, .. } => vec![target, plus, minus],
             Self::Crossover { target, donor, .. } => vec![target, donor],
             Self::Perturb { parent, .. } => vec![parent],
-            Self::Merge(merge) => merge
-                .base
-                .iter()
-                .chain(merge.models.iter().map(|input| &input.recipe))
-                .collect(),
+            Self::Merge(merge) => merge.base.iter().chain(merge.models.iter().map(|input| &input.recipe)).collect(),
         };
         operands.into_iter()
     }

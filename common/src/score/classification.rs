@@ -48,11 +48,7 @@ pub fn classification(task: &str, truth: &[usize], predicted: &[usize], labels: 
         ("macro_f1".to_owned(), f1_of(&mut (0..truth.len()))),
         ("macro_f1_stderr".to_owned(), deviation(&resampled)),
     ]);
-    TaskScore {
-        task: task.to_owned(),
-        metrics,
-        credits,
-    }
+    TaskScore { task: task.to_owned(), metrics, credits }
 }
 
 /// Mean F1 over the labels that occur; each row holds hits, true and predicted counts.

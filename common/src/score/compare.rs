@@ -41,9 +41,7 @@ impl Objective {
     /// The weighted mean of the tasks' metrics; NaN where one is missing.
     #[must_use]
     pub fn value(&self, scores: &Scores) -> f64 {
-        self.parts(scores)
-            .map(|(weight, metric, score)| weight * score.metrics.get(metric).copied().unwrap_or(f64::NAN))
-            .sum()
+        self.parts(scores).map(|(weight, metric, score)| weight * score.metrics.get(metric).copied().unwrap_or(f64::NAN)).sum()
     }
 
     /// The value with its interval, from the tasks' standard errors, which are independent: their items differ.
@@ -58,11 +56,7 @@ impl Objective {
             })
             .sum();
         let half = Z95 * variance.sqrt();
-        Interval {
-            mean,
-            low: (mean - half).max(0.0),
-            high: (mean + half).min(1.0),
-        }
+        Interval { mean, low: (mean - half).max(0.0), high: (mean + half).min(1.0) }
     }
 
     /// How many standard errors `child` is better than `parent` on the same items: the weighted mean difference of their credits over its standard
@@ -90,18 +84,11 @@ mod tests {
     use crate::score::classification;
 
     fn scores(predicted: &[usize]) -> Scores {
-        Scores {
-            tasks: vec![classification("t", &[0; 8], predicted, 2)],
-        }
+        Scores { tasks: vec![classification("t", &[0; 8], predicted, 2)] }
     }
 
     fn objective() -> Objective {
-        Objective {
-            tasks: vec![Weighted {
-                metric: "accuracy".into(),
-                weight: 3.0,
-            }],
-        }
+        Objective { tasks: vec![Weighted { metric: "accuracy".into(), weight: 3.0 }] }
     }
 
     #[test]

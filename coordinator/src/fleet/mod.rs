@@ -78,24 +78,12 @@ impl Fleet {
     /// A fleet under this epoch. `lease` is how long a lease holds without a heartbeat; `attempts` failures give a spec up.
     #[must_use]
     pub fn new(epoch: u64, lease: Duration, attempts: u32) -> Self {
-        Self {
-            epoch,
-            lease,
-            attempts: attempts as usize,
-            workers: HashMap::new(),
-            work: BTreeMap::new(),
-        }
+        Self { epoch, lease, attempts: attempts as usize, workers: HashMap::new(), work: BTreeMap::new() }
     }
 
     /// Adds a spec to be worked on.
     pub fn add(&mut self, spec: Spec) {
-        self.work.entry(spec.number).or_insert(Work {
-            spec,
-            attempts: 0,
-            lease: None,
-            failures: Vec::new(),
-            losses: 0,
-        });
+        self.work.entry(spec.number).or_insert(Work { spec, attempts: 0, lease: None, failures: Vec::new(), losses: 0 });
     }
 
     /// How a spec without a result is built.
@@ -107,14 +95,7 @@ impl Fleet {
     /// Introduces a worker. One that has this name already is taken to be gone: its lease is released.
     pub fn register(&mut self, name: &str, host: &str, now: Duration) {
         self.release_all(name);
-        let worker = Worker {
-            host: host.to_owned(),
-            seen: now,
-            holds: None,
-            done: 0,
-            total: 0,
-            leaving: false,
-        };
+        let worker = Worker { host: host.to_owned(), seen: now, holds: None, done: 0, total: 0, leaving: false };
         self.workers.insert(name.to_owned(), worker);
     }
 
@@ -138,18 +119,10 @@ impl Fleet {
         let free = |work: &&mut Work| work.lease.is_none() && (others <= 1 || !failed_here(work));
         let work = self.work.values_mut().find(free)?;
         work.attempts += 1;
-        work.lease = Some(Lease {
-            worker: name.to_owned(),
-            attempt: work.attempts,
-            until: now + self.lease,
-        });
+        work.lease = Some(Lease { worker: name.to_owned(), attempt: work.attempts, until: now + self.lease });
         worker.holds = Some(work.spec.number);
         (worker.done, worker.total) = (0, 0);
-        let token = Token {
-            epoch: self.epoch,
-            spec: work.spec.number,
-            attempt: work.attempts,
-        };
+        let token = Token { epoch: self.epoch, spec: work.spec.number, attempt: work.attempts };
         Some((token, work.spec.clone()))
     }
 

@@ -31,10 +31,7 @@ pub enum LockError {
 
 /// Takes the folder's lock; it is held as long as the file is open.
 pub(super) fn lock(folder: &Path) -> Result<File, LockError> {
-    let io = |source| LockError::Io {
-        path: folder.to_owned(),
-        source,
-    };
+    let io = |source| LockError::Io { path: folder.to_owned(), source };
     let path = folder.join("lock");
     let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
     match file.try_lock() {
@@ -42,10 +39,7 @@ pub(super) fn lock(folder: &Path) -> Result<File, LockError> {
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();
             file.read_to_string(&mut holder).map_err(io)?;
-            return Err(LockError::Held {
-                path: folder.to_owned(),
-                holder: holder.trim().to_owned(),
-            });
+            return Err(LockError::Held { path: folder.to_owned(), holder: holder.trim().to_owned() });
         }
         Err(TryLockError::Error(source)) => return Err(io(source)),
     }

@@ -80,10 +80,7 @@ impl Journal {
     /// # Errors
     /// If another coordinator has it, or a record does not verify.
     pub fn open(folder: &Path) -> Result<(Self, Vec<Record>), JournalError> {
-        fs::create_dir_all(folder).map_err(|source| JournalError::Folder {
-            path: folder.to_owned(),
-            source,
-        })?;
+        fs::create_dir_all(folder).map_err(|source| JournalError::Folder { path: folder.to_owned(), source })?;
         let lock = lock::lock(folder)?;
         let path = folder.join(FILE);
         let database = at(&path);
@@ -104,13 +101,7 @@ impl Journal {
         };
         setup().map_err(&database)?;
         let (records, last, chain) = load(&path, &connection)?;
-        let journal = Self {
-            path,
-            connection,
-            last,
-            chain,
-            _lock: lock,
-        };
+        let journal = Self { path, connection, last, chain, _lock: lock };
         Ok((journal, records))
     }
 
@@ -129,7 +120,8 @@ impl Journal {
                 let mut insert = transaction.prepare_cached("INSERT INTO records VALUES (?1, ?2, ?3, ?4, ?5)")?;
                 for record in records {
                     let (body, outcomes) = record.split();
-                    let body = serde_json::to_string(&body).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+                    let body =
+                        serde_json::to_string(&body).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
                     last += 1;
                     chain = link(chain, last, record.kind(), &body, &outcomes);
                     insert.execute(params![last, record.kind(), body, outcomes, chain.as_bytes()])?;
@@ -185,12 +177,10 @@ fn load(path: &Path, connection: &Connection) -> Result<(Vec<Record>, i64, Diges
     });
     let (format, last, head) = meta.map_err(&database)?;
     if format != FORMAT {
-        return Err(JournalError::Format {
-            path: path.to_owned(),
-            found: format,
-        });
+        return Err(JournalError::Format { path: path.to_owned(), found: format });
     }
-    let mut statement = connection.prepare("SELECT seq, kind, body, outcomes, chain FROM records ORDER BY seq").map_err(&database)?;
+    let mut statement =
+        connection.prepare("SELECT seq, kind, body, outcomes, chain FROM records ORDER BY seq").map_err(&database)?;
     let mut rows = statement.query([]).map_err(&database)?;
     let (mut records, mut chain, mut expected) = (Vec::new(), start(), 1);
     loop {
@@ -234,18 +224,11 @@ fn link(chain: Digest, seq: i64, kind: &str, body: &str, outcomes: &[u8]) -> Dig
 
 fn at(path: &Path) -> impl Fn(rusqlite::Error) -> JournalError + use<> {
     let path = path.to_owned();
-    move |source| JournalError::Database {
-        path: path.clone(),
-        source,
-    }
+    move |source| JournalError::Database { path: path.clone(), source }
 }
 
 fn damaged(path: &Path, record: i64, what: String) -> JournalError {
-    JournalError::Damaged {
-        path: path.to_owned(),
-        record,
-        what,
-    }
+    JournalError::Damaged { path: path.to_owned(), record, what }
 }
 
 #[cfg(test)]
@@ -260,9 +243,7 @@ mod tests {
         let result = |number| Record::Result {
             number,
             recipe: Digest::of(b"r"),
-            scores: Scores {
-                tasks: vec![classification("t", &[0, 1, 1], &[0, 1, 0], 2)],
-            },
+            scores: Scores { tasks: vec![classification("t", &[0, 1, 1], &[0, 1, 0], 2)] },
             worker: "w".into(),
             attempt: 1,
             timings: super::super::Timings::default(),

@@ -2,7 +2,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use evolver_common::{digest::Digest, recipe::encode, score::{Interval, Scores, Split}};
+use evolver_common::{
+    digest::Digest,
+    recipe::encode,
+    score::{Interval, Scores, Split},
+};
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
 use thiserror::Error;
@@ -100,7 +104,7 @@ impl Search {
     }
 
     /// The next spec, if what has been absorbed allows one. The same results give the same specs in the same order.
-    pub fn next(&mut self) -> Option<Spec> {
+    pub fn ask(&mut self) -> Option<Spec> {
         self.ready.pop_front()
     }
 
@@ -163,12 +167,7 @@ impl Search {
     }
 
     fn issue(&mut self, kind: Kind, individual: Individual, slot: usize) -> Spec {
-        let spec = Spec {
-            number: self.drawn,
-            kind,
-            recipe: individual.recipe.clone(),
-            split: Split::Dev,
-        };
+        let spec = Spec { number: self.drawn, kind, recipe: individual.recipe.clone(), split: Split::Dev };
         self.pending.insert(self.drawn, Pending { kind, individual, slot });
         self.drawn += 1;
         spec
@@ -276,8 +275,7 @@ impl Search {
 
     fn absorb_offspring(&mut self, individual: &Individual, slot: usize, scored: bool) -> bool {
         self.counters.committed += 1;
-        let accepted = scored
-            && self.rule.better(&self.setup.objective, &individual.scores, &self.population[slot].scores);
+        let accepted = scored && self.rule.better(&self.setup.objective, &individual.scores, &self.population[slot].scores);
         if accepted {
             self.counters.accepted += 1;
             self.idle = 0;

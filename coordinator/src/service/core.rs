@@ -87,12 +87,9 @@ impl Coordinator {
     ///
     /// # Errors
     /// See [`StartError`]; nothing was changed then.
-    pub fn start(options: Options) -> Result<Self, StartError> {
+    pub fn start(options: &Options) -> Result<Self, StartError> {
         let (mut journal, records) = Journal::open(&options.dir)?;
-        let definition = Record::Definition {
-            resolved: serde_json::to_value(&options.resolved)?,
-            hash: options.resolved.hash(),
-        };
+        let definition = Record::Definition { resolved: serde_json::to_value(&options.resolved)?, hash: options.resolved.hash() };
         let mut opening = Vec::new();
         if records.is_empty() {
             opening.push(definition);
@@ -105,10 +102,7 @@ impl Coordinator {
         }
         let replay = replay(&records, Some(&options.resolved))?;
         let epoch = replay.epoch + 1;
-        opening.push(Record::Start {
-            epoch,
-            version: env!("CARGO_PKG_VERSION").into(),
-        });
+        opening.push(Record::Start { epoch, version: env!("CARGO_PKG_VERSION").into() });
         journal.append(&opening)?;
         let (commands, requests) = mpsc::channel(QUEUE);
         let (publish, status) = watch::channel(v1::Status::default());
@@ -130,14 +124,9 @@ impl Coordinator {
         core.pump();
         core.publish();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-        let thread = std::thread::Builder::new()
-            .name("coordinator".into())
-            .spawn(move || runtime.block_on(core.run(requests)))?;
-        Ok(Self {
-            commands,
-            status,
-            thread,
-        })
+        let thread =
+            std::thread::Builder::new().name("coordinator".into()).spawn(move || runtime.block_on(core.run(requests)))?;
+        Ok(Self { commands, status, thread })
     }
 
     /// The search's status, now and after every change.
@@ -233,11 +222,7 @@ impl Core {
                     reply.send(Err("this worker is not registered with this start of the coordinator".into())).ok();
                 } else {
                     let wait = Duration::from_millis(u64::from(request.wait_ms)).min(WAIT_MAX);
-                    self.waiting.push(Waiting {
-                        worker: request.worker,
-                        until: Instant::now() + wait,
-                        reply,
-                    });
+                    self.waiting.push(Waiting { worker: request.worker, until: Instant::now() + wait, reply });
                 }
             }
             Command::Heartbeat(request, reply) => {
@@ -285,7 +270,9 @@ impl Core {
         };
         let twice = reports.iter().any(|other| other.token == token);
         if twice || !self.fleet.is_live(token) {
-            reply.send(Ok(answer(v1::report_reply::Verdict::Superseded, "another attempt holds this spec, or it has a result"))).ok();
+            reply
+                .send(Ok(answer(v1::report_reply::Verdict::Superseded, "another attempt holds this spec, or it has a result")))
+                .ok();
             return;
         }
         let scores = match request.result {
@@ -294,7 +281,15 @@ impl Core {
                 let class = v1::FailureClass::try_from(failure.class).unwrap_or_default();
                 let killed = class == v1::FailureClass::Killed;
                 let class = class.as_str_name().trim_start_matches("FAILURE_CLASS_").to_lowercase();
-                return self.failed(token, &request.worker, &format!("{class}: {}", failure.message), killed, None, reply, reports);
+                return self.failed(
+                    token,
+                    &request.worker,
+                    &format!("{class}: {}", failure.message),
+                    killed,
+                    None,
+                    reply,
+                    reports,
+                );
             }
             Some(v1::report_request::Result::Released(_)) | None => {
                 self.fleet.release(token);
@@ -345,30 +340,17 @@ impl Core {
         reports: &mut Vec<Accepted>,
     ) {
         tracing::warn!(worker, spec = token.spec, reason, "attempt failed");
-        let attempt = Record::Attempt {
-            number: token.spec,
-            worker: worker.to_owned(),
-            reason: reason.to_owned(),
-        };
+        let attempt = Record::Attempt { number: token.spec, worker: worker.to_owned(), reason: reason.to_owned() };
         let verdict = verdict.unwrap_or_else(|| answer(v1::report_reply::Verdict::Committed, ""));
         let (record, outcome) = match if killed { self.fleet.lose(token) } else { self.fleet.fail(token, reason) } {
             Verdict::Retry => (attempt, None),
             Verdict::GiveUp(reason) => {
                 self.later.push(attempt);
-                let record = Record::Failure {
-                    number: token.spec,
-                    reason: reason.clone(),
-                };
+                let record = Record::Failure { number: token.spec, reason: reason.clone() };
                 (record, Some(Outcome::Failed(reason)))
             }
         };
-        reports.push(Accepted {
-            token,
-            record,
-            outcome,
-            reply,
-            verdict,
-        });
+        reports.push(Accepted { token, record, outcome, reply, verdict });
     }
 
     /// The scores must cover each task's items, and say the accuracy that their items say.
@@ -428,20 +410,14 @@ impl Core {
         let generation = self.replay.search.generation();
         if generation > self.generation {
             self.generation = generation;
-            self.later.push(Record::State {
-                absorbed: self.replay.search.absorbed(),
-                hash: self.replay.search.state_hash(),
-            });
+            self.later.push(Record::State { absorbed: self.replay.search.absorbed(), hash: self.replay.search.state_hash() });
         }
     }
 
     /// Leases that ran out, and the clock's limit.
     fn tick(&mut self) -> Result<(), JournalError> {
         for (number, reason) in self.fleet.expire(self.now()) {
-            let record = Record::Failure {
-                number,
-                reason: reason.clone(),
-            };
+            let record = Record::Failure { number, reason: reason.clone() };
             self.journal.append(&[record])?;
             self.tell(number, Outcome::Failed(reason));
         }
@@ -450,10 +426,7 @@ impl Core {
         let running = matches!(self.replay.search.phase(), Phase::Search) && !self.replay.search.is_ending();
         if running && limit.is_some_and(|limit| seconds >= limit) {
             let (number, reason) = (self.replay.search.drawn(), "stop.seconds".to_owned());
-            self.journal.append(&[Record::Stop {
-                number,
-                reason: reason.clone(),
-            }])?;
+            self.journal.append(&[Record::Stop { number, reason: reason.clone() }])?;
             self.replay.search.stop(number, &reason);
         }
         Ok(())
@@ -461,7 +434,7 @@ impl Core {
 
     /// Moves what the search has drawn to the fleet.
     fn pump(&mut self) {
-        while let Some(spec) = self.replay.search.next() {
+        while let Some(spec) = self.replay.search.ask() {
             if !self.replay.told.contains(&spec.number) {
                 self.fleet.add(spec);
             }
@@ -490,11 +463,7 @@ impl Core {
             } else if let Some((token, spec)) = self.fleet.lease(&waiting.worker, self.now()) {
                 let keep = self.replay.search.population().iter().map(|member| member.id.as_bytes().to_vec());
                 let assignment = v1::Assignment {
-                    token: Some(v1::Token {
-                        epoch: token.epoch,
-                        spec: token.spec,
-                        attempt: token.attempt,
-                    }),
+                    token: Some(v1::Token { epoch: token.epoch, spec: token.spec, attempt: token.attempt }),
                     recipe: encode(&spec.recipe),
                     split: split_to_wire(spec.split),
                     keep: keep.collect(),
@@ -531,12 +500,7 @@ impl Core {
         };
         let best = search.best().map(|best| {
             let interval = search.interval(&best.scores);
-            v1::Best {
-                id: best.id.to_string(),
-                dev: best.dev,
-                dev_low: interval.low,
-                dev_high: interval.high,
-            }
+            v1::Best { id: best.id.to_string(), dev: best.dev, dev_low: interval.low, dev_high: interval.high }
         });
         let status = v1::Status {
             epoch: self.epoch,
@@ -562,18 +526,11 @@ impl Core {
 }
 
 fn token(token: v1::Token) -> Token {
-    Token {
-        epoch: token.epoch,
-        spec: token.spec,
-        attempt: token.attempt,
-    }
+    Token { epoch: token.epoch, spec: token.spec, attempt: token.attempt }
 }
 
 fn answer(verdict: v1::report_reply::Verdict, reason: &str) -> v1::ReportReply {
-    v1::ReportReply {
-        verdict: verdict.into(),
-        reason: reason.into(),
-    }
+    v1::ReportReply { verdict: verdict.into(), reason: reason.into() }
 }
 
 fn lease_reply(outcome: v1::lease_reply::Outcome) -> v1::LeaseReply {

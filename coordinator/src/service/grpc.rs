@@ -10,7 +10,10 @@ use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot, watch},
 };
-use tokio_stream::{Stream, StreamExt as _, wrappers::{TcpListenerStream, WatchStream}};
+use tokio_stream::{
+    Stream, StreamExt as _,
+    wrappers::{TcpListenerStream, WatchStream},
+};
 use tonic::{Request, Response, Status, transport::Server};
 
 use super::core::{Command, Coordinator, Reply};
@@ -76,10 +79,7 @@ pub async fn serve(
     listener: TcpListener,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
-    let service = Service {
-        commands: coordinator.commands.clone(),
-        status: coordinator.status(),
-    };
+    let service = Service { commands: coordinator.commands.clone(), status: coordinator.status() };
     let service = evolver_server::EvolverServer::new(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);

@@ -37,7 +37,9 @@ pub enum ReplayError {
         source: TellError,
     },
     /// The state is not what it was.
-    #[error("record {record}: after {absorbed} results the state is {found}, and it was {written}: the journal was written by a program that draws differently")]
+    #[error(
+        "record {record}: after {absorbed} results the state is {found}, and it was {written}: the journal was written by a program that draws differently"
+    )]
     State {
         /// The record.
         record: usize,
@@ -124,12 +126,7 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
             Record::State { absorbed, hash } => {
                 let found = this.search.state_hash();
                 if *absorbed != this.search.absorbed() || *hash != found {
-                    return Err(ReplayError::State {
-                        record: index,
-                        absorbed: *absorbed,
-                        found,
-                        written: *hash,
-                    });
+                    return Err(ReplayError::State { record: index, absorbed: *absorbed, found, written: *hash });
                 }
             }
         }

@@ -26,11 +26,7 @@ pub(super) struct Link {
 impl Link {
     /// Connects and registers.
     pub(super) async fn open(options: &AgentOptions) -> Result<Self, AgentError> {
-        let url = if options.connect.contains("://") {
-            options.connect.clone()
-        } else {
-            format!("http://{}", options.connect)
-        };
+        let url = if options.connect.contains("://") { options.connect.clone() } else { format!("http://{}", options.connect) };
         let endpoint = Endpoint::from_shared(url)
             .map_err(|error| AgentError::Unreachable(format!("{}: {error}", options.connect)))?
             .tcp_nodelay(true)
@@ -40,12 +36,7 @@ impl Link {
         let client = Client::new(endpoint.connect_lazy())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let mut link = Self {
-            client,
-            registered: v1::RegisterReply::default(),
-            options: options.clone(),
-            last_report: 0.0,
-        };
+        let mut link = Self { client, registered: v1::RegisterReply::default(), options: options.clone(), last_report: 0.0 };
         link.register().await?;
         Ok(link)
     }
@@ -131,12 +122,8 @@ impl Link {
     ) -> Result<(), AgentError> {
         timings.report = self.last_report;
         let began = Instant::now();
-        let request = v1::ReportRequest {
-            worker: self.options.name.clone(),
-            token,
-            result: Some(result),
-            timings: Some(timings),
-        };
+        let request =
+            v1::ReportRequest { worker: self.options.name.clone(), token, result: Some(result), timings: Some(timings) };
         let mut pause = Pause::new(self.options.patience);
         loop {
             match self.client.report(request.clone()).await {
@@ -160,10 +147,7 @@ impl Link {
 
     /// Says that this worker leaves.
     pub(super) async fn drain(&mut self) {
-        let request = v1::DrainRequest {
-            worker: self.options.name.clone(),
-            epoch: self.registered.epoch,
-        };
+        let request = v1::DrainRequest { worker: self.options.name.clone(), epoch: self.registered.epoch };
         // If it cannot be said, the lease runs out instead.
         let said = self.client.drain(request);
         tokio::time::timeout(Duration::from_secs(5), said).await.ok();
@@ -186,10 +170,7 @@ struct Pause {
 
 impl Pause {
     fn new(patience: Duration) -> Self {
-        Self {
-            until: Instant::now() + patience,
-            next: FIRST_PAUSE,
-        }
+        Self { until: Instant::now() + patience, next: FIRST_PAUSE }
     }
 
     /// Waits; false if the patience is at its end.

@@ -73,10 +73,7 @@ pub async fn run(options: AgentOptions, mut drain: watch::Receiver<bool>) -> Res
     let resolved: Resolved = serde_json::from_str(link.definition())?;
     let mut agent = Agent {
         hang: Duration::from_secs_f64(resolved.definition.evaluator.hang_seconds),
-        setup: ToChild::Setup {
-            resolved: Box::new(resolved),
-            cache: options.cache.clone(),
-        },
+        setup: ToChild::Setup { resolved: Box::new(resolved), cache: options.cache.clone() },
         child: None,
         options,
     };
@@ -139,7 +136,7 @@ impl Agent {
             Event::Message(_) => Err(AgentError::Child("it answered the setup with something else".into())),
             Event::Silent => Err(AgentError::Child("it did not get ready in time".into())),
             // Killed while it started: the next one may live.
-            Event::Ended(class, message) if class == FailureClass::Killed => {
+            Event::Ended(FailureClass::Killed, message) => {
                 tracing::warn!("the child was killed while it started: {message}");
                 Box::pin(self.ready()).await
             }
@@ -157,13 +154,7 @@ impl Agent {
             return Ok(Some(failure(FailureClass::Error, "the assignment names no split")));
         };
         let keep = assignment.keep.iter().filter_map(|id| Digest::try_from(id.as_slice()).ok());
-        child
-            .send(&ToChild::Work {
-                recipe: assignment.recipe.clone(),
-                split,
-                keep: keep.collect(),
-            })
-            .await;
+        child.send(&ToChild::Work { recipe: assignment.recipe.clone(), split, keep: keep.collect() }).await;
         let mut alive = Instant::now();
         let mut progress = (0, 0);
         loop {
@@ -173,11 +164,7 @@ impl Agent {
                     alive = Instant::now();
                 }
                 Event::Message(FromChild::Scored { scores, build, score }) => {
-                    let timings = v1::Timings {
-                        build,
-                        score,
-                        ..v1::Timings::default()
-                    };
+                    let timings = v1::Timings { build, score, ..v1::Timings::default() };
                     return Ok(Some((v1::report_request::Result::Scores(scores_to_wire(&scores)), timings)));
                 }
                 Event::Message(FromChild::Failed { class, message }) => return Ok(Some(failure(class, &message))),
@@ -203,9 +190,6 @@ impl Agent {
 }
 
 fn failure(class: FailureClass, message: &str) -> (v1::report_request::Result, v1::Timings) {
-    let failure = v1::Failure {
-        class: v1::FailureClass::from(class).into(),
-        message: message.to_owned(),
-    };
+    let failure = v1::Failure { class: v1::FailureClass::from(class).into(), message: message.to_owned() };
     (v1::report_request::Result::Failure(failure), v1::Timings::default())
 }

@@ -46,10 +46,7 @@ impl From<MaterializeError> for Failure {
             MaterializeError::Build(evolver_common::merge::BuildError::NonFinite { .. }) => FailureClass::NonFinite,
             MaterializeError::Build(_) => FailureClass::Error,
         };
-        Self {
-            class,
-            message: error.to_string(),
-        }
+        Self { class, message: error.to_string() }
     }
 }
 
@@ -60,10 +57,7 @@ impl From<EvaluateError> for Failure {
             EvaluateError::Data(_) | EvaluateError::Tokenizer { .. } => FailureClass::Input,
             _ => FailureClass::Error,
         };
-        Self {
-            class,
-            message: error.to_string(),
-        }
+        Self { class, message: error.to_string() }
     }
 }
 
@@ -76,10 +70,7 @@ impl Workshop {
         let materializer = Materializer::open(resolved, cache)?;
         let tasks = resolved.definition.tasks.iter().zip(&resolved.tasks).map(|(task, found)| task_input(task, found));
         let tasks = tasks.collect::<Result<Vec<_>, Failure>>()?;
-        let input = |error: &dyn ToString| Failure {
-            class: FailureClass::Input,
-            message: error.to_string(),
-        };
+        let input = |error: &dyn ToString| Failure { class: FailureClass::Input, message: error.to_string() };
         let setup = evaluate::Setup {
             folder: materializer.base().folder().to_owned(),
             config: materializer.base().config().map_err(|error| input(&error))?,
@@ -111,10 +102,7 @@ impl Workshop {
 
 fn task_input(task: &Task, found: &ResolvedTask) -> Result<TaskInput, Failure> {
     let read = |path: &std::path::Path, expected, limit| {
-        let failure = |message: String| Failure {
-            class: FailureClass::Input,
-            message,
-        };
+        let failure = |message: String| Failure { class: FailureClass::Input, message };
         if data::digest(path).map_err(|error| failure(error.to_string()))? != expected {
             return Err(failure(format!("{} changed since the search began", path.display())));
         }
@@ -185,19 +173,12 @@ fn work(
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<FromChild, Failure> {
     let began = Instant::now();
-    let recipe = decode(recipe).map_err(|error| Failure {
-        class: FailureClass::Error,
-        message: error.to_string(),
-    })?;
+    let recipe = decode(recipe).map_err(|error| Failure { class: FailureClass::Error, message: error.to_string() })?;
     let candidate = workshop.materializer.build(&recipe, keep)?;
     let built = Instant::now();
     let scores = workshop.score(candidate, split, progress)?;
     workshop.materializer.unchanged()?;
-    Ok(FromChild::Scored {
-        scores,
-        build: (built - began).as_secs_f64(),
-        score: built.elapsed().as_secs_f64(),
-    })
+    Ok(FromChild::Scored { scores, build: (built - began).as_secs_f64(), score: built.elapsed().as_secs_f64() })
 }
 
 /// A panic is a failure like any other.
@@ -205,9 +186,6 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()));
-        Err(Failure {
-            class: FailureClass::Crash,
-            message: format!("a panic: {}", text.unwrap_or_default()),
-        })
+        Err(Failure { class: FailureClass::Crash, message: format!("a panic: {}", text.unwrap_or_default()) })
     })
 }

@@ -41,20 +41,12 @@ type Place = (usize, usize);
 pub(super) fn open(setup: &Setup, tasks: Vec<TaskInput>) -> Result<Box<dyn Evaluator>, EvaluateError> {
     let config = BertConfig::new(setup.config.clone())?;
     let path = setup.folder.join("tokenizer.json");
-    let bad = |what: String| EvaluateError::Tokenizer {
-        path: path.clone(),
-        what,
-    };
+    let bad = |what: String| EvaluateError::Tokenizer { path: path.clone(), what };
     let tokenizer = Tokenizer::from_file(&path).map_err(|error| bad(error.to_string()))?;
     let tasks = tasks.into_iter().map(|task| {
         let max_length = task.max_length.min(config.max_position_embeddings);
         let tokenize = |items: &[Item]| tokenize(&tokenizer, max_length, items).map_err(&bad);
-        Ok(Task {
-            dev: tokenize(&task.dev)?,
-            test: tokenize(&task.test)?,
-            labels: task.labels,
-            name: task.name,
-        })
+        Ok(Task { dev: tokenize(&task.dev)?, test: tokenize(&task.test)?, labels: task.labels, name: task.name })
     });
     Ok(Box::new(Classification {
         tasks: tasks.collect::<Result<_, EvaluateError>>()?,
@@ -115,9 +107,8 @@ impl Classification {
     /// All texts of a split, longest first, cut into batches of at most `batch_tokens`.
     fn batches(&self, split: Split) -> Vec<Vec<Place>> {
         let tasks = self.tasks.iter().enumerate();
-        let mut places: Vec<Place> = tasks
-            .flat_map(|(task, texts)| (0..texts.texts(split).len()).map(move |item| (task, item)))
-            .collect();
+        let mut places: Vec<Place> =
+            tasks.flat_map(|(task, texts)| (0..texts.texts(split).len()).map(move |item| (task, item))).collect();
         let length = |&(task, item): &Place| self.tasks[task].texts(split)[item].tokens.len();
         places.sort_by_key(|place| std::cmp::Reverse(length(place)));
         let mut batches: Vec<Vec<Place>> = Vec::new();
@@ -153,10 +144,7 @@ impl Classification {
         let logits = self.logits(bert, heads, split, batch)?;
         let label = |(logits, &(task, item)): (&Vec<f32>, &Place)| {
             if logits.iter().any(|logit| !logit.is_finite()) {
-                return Err(EvaluateError::NonFinite {
-                    task: self.tasks[task].name.clone(),
-                    item,
-                });
+                return Err(EvaluateError::NonFinite { task: self.tasks[task].name.clone(), item });
             }
             // The first of equal ones, as argmax has it.
             Ok((1..logits.len()).fold(0, |best, label| if logits[label] > logits[best] { label } else { best }))

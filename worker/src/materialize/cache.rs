@@ -50,13 +50,7 @@ impl Sink for Writer {
 
 impl Cache {
     pub(super) fn open(folder: &Path, limit: u64, space: Arc<Space>) -> Self {
-        Self {
-            folder: folder.join("weights"),
-            limit,
-            space,
-            open: HashMap::new(),
-            turn: 0,
-        }
+        Self { folder: folder.join("weights"), limit, space, open: HashMap::new(), turn: 0 }
     }
 
     fn path(&self, id: Digest) -> PathBuf {
@@ -108,11 +102,7 @@ impl Cache {
             .space
             .tensors
             .iter()
-            .map(|tensor| Announced {
-                name: tensor.name.clone(),
-                dtype: Dtype::F32,
-                shape: tensor.shape.clone(),
-            })
+            .map(|tensor| Announced { name: tensor.name.clone(), dtype: Dtype::F32, shape: tensor.shape.clone() })
             .collect();
         let file = WeightsWriter::create(&path, &announced, &Map::new()).ok()?;
         Some(Writer { id, path, file })
@@ -145,7 +135,8 @@ impl Cache {
     /// Deletes the entries longest unused until the rest fits the limit; members of the population stay.
     pub(super) fn evict(&mut self, keep: &[Digest]) {
         let size = 4 * self.space.elements() as u64;
-        let mut idle: Vec<_> = self.open.iter().filter(|(id, _)| !keep.contains(id)).map(|(id, (_, used))| (*used, *id)).collect();
+        let mut idle: Vec<_> =
+            self.open.iter().filter(|(id, _)| !keep.contains(id)).map(|(id, (_, used))| (*used, *id)).collect();
         idle.sort_unstable();
         let allowed = usize::try_from(self.limit / size.max(1)).unwrap_or(usize::MAX);
         let excess = self.open.len().saturating_sub(allowed);

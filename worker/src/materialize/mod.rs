@@ -70,7 +70,8 @@ impl Materializer {
             check(source, &expert)?;
             experts.push(Arc::new(expert));
         }
-        let named: Vec<_> = resolved.experts.iter().zip(&experts).map(|(source, expert)| (source.name.as_str(), &**expert)).collect();
+        let named: Vec<_> =
+            resolved.experts.iter().zip(&experts).map(|(source, expert)| (source.name.as_str(), &**expert)).collect();
         let space = fit(&base, &named, &resolved.patterns()).map_err(|differences| {
             let sentences: Vec<_> = differences.iter().map(ToString::to_string).collect();
             MaterializeError::Input(sentences.join("\n"))
@@ -82,13 +83,7 @@ impl Materializer {
             engine.insert(Recipe::checkpoint(source.digest).id(), Arc::new(leaf));
         }
         let limit = resolved.definition.fleet.cache_bytes;
-        Ok(Self {
-            cache: Cache::open(cache_folder, limit, space),
-            resolved: resolved.clone(),
-            base,
-            experts,
-            engine,
-        })
+        Ok(Self { cache: Cache::open(cache_folder, limit, space), resolved: resolved.clone(), base, experts, engine })
     }
 
     /// The folder with config and tokenizer.
@@ -145,10 +140,7 @@ impl Materializer {
         for (tensor, values) in self.space().tensors.iter().zip(built) {
             shared.insert(&tensor.name, &tensor.shape, Values::Owned(values));
         }
-        Candidate {
-            heads: self.heads(),
-            shared,
-        }
+        Candidate { heads: self.heads(), shared }
     }
 
     /// Each task's own head, where heads are kept apart; a head that is not among its tensors is the base's.
@@ -161,7 +153,9 @@ impl Materializer {
             let mut weights = ModelWeights::default();
             let owner = self.resolved.experts.iter().position(|source| Some(&source.name) == task.head.as_ref());
             let expert = owner.map_or(&self.base, |index| &self.experts[index]);
-            for name in self.base.tensors().keys().filter(|name| name.starts_with("bert.pooler.") || name.starts_with("classifier.")) {
+            for name in
+                self.base.tensors().keys().filter(|name| name.starts_with("bert.pooler.") || name.starts_with("classifier."))
+            {
                 weights.insert(name, &self.base.tensors()[name].shape, Values::Mapped(Arc::clone(&self.base), name.clone()));
             }
             for name in patterns.heads_of(expert) {

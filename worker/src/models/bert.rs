@@ -190,15 +190,10 @@ impl Layer {
         let up = matrix("intermediate.dense", inner, hidden)?;
         let down = matrix("output.dense", hidden, inner)?;
         let mut bias = |part: &str, length: usize| weights.vector(&format!("{}.bias", name(part)), length);
-        let qkv_bias = [
-            bias("attention.self.query", hidden)?,
-            bias("attention.self.key", hidden)?,
-            bias("attention.self.value", hidden)?,
-        ];
+        let qkv_bias =
+            [bias("attention.self.query", hidden)?, bias("attention.self.key", hidden)?, bias("attention.self.value", hidden)?];
         let attention_bias = bias("attention.output.dense", hidden)?;
-        let up_gelu = BiasGelu {
-            bias: bias("intermediate.dense", inner)?,
-        };
+        let up_gelu = BiasGelu { bias: bias("intermediate.dense", inner)? };
         let down_bias = bias("output.dense", hidden)?;
         Ok(Self {
             qkv,
@@ -213,16 +208,8 @@ impl Layer {
     }
 
     fn forward(&self, x: &Tensor, heads: usize, offsets: &[usize]) -> Result<Tensor, ModelError> {
-        let [q, k, v] = [
-            x.matmul(&self.qkv[0].t()?)?,
-            x.matmul(&self.qkv[1].t()?)?,
-            x.matmul(&self.qkv[2].t()?)?,
-        ];
-        let attention = Attention {
-            heads,
-            offsets,
-            biases: &self.qkv_bias,
-        };
+        let [q, k, v] = [x.matmul(&self.qkv[0].t()?)?, x.matmul(&self.qkv[1].t()?)?, x.matmul(&self.qkv[2].t()?)?];
+        let attention = Attention { heads, offsets, biases: &self.qkv_bias };
         let mixed = attention.run(&q, &k, &v)?.matmul(&self.attention_out.t()?)?;
         let x = self.attention_norm.run(&mixed, x)?;
         let inner = self.up_gelu.run(&x.matmul(&self.up.t()?)?)?;

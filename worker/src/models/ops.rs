@@ -110,7 +110,13 @@ impl CustomOp2 for ResidualNorm {
         "residual-norm"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, x_layout: &Layout, residual: &CpuStorage, residual_layout: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        residual: &CpuStorage,
+        residual_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let (x, residual) = (slice(x, x_layout)?, slice(residual, residual_layout)?);
         let mut out = vec![0.0; x.len()];
         let width = self.gain.len();
@@ -255,11 +261,7 @@ impl Attention<'_> {
                 let rows = x.narrow(0, pair[0], length)?.broadcast_add(&vector(bias, x)?)?;
                 rows.reshape((length, self.heads, depth))?.transpose(0, 1)?.contiguous()
             };
-            let [q, k, v] = [
-                part(queries, &self.biases[0])?,
-                part(keys, &self.biases[1])?,
-                part(values, &self.biases[2])?,
-            ];
+            let [q, k, v] = [part(queries, &self.biases[0])?, part(keys, &self.biases[1])?, part(values, &self.biases[2])?];
             let scores = (q.matmul(&k.t()?)? * scale)?;
             let weights = scores.broadcast_sub(&scores.max_keepdim(2)?)?.exp()?;
             let weights = weights.broadcast_div(&weights.sum_keepdim(2)?)?;

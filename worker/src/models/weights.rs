@@ -51,10 +51,7 @@ impl ModelWeights {
     /// # Errors
     /// If it is missing or has another shape.
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Values, ModelError> {
-        let bad = |what: String| ModelError::Tensor {
-            name: name.to_owned(),
-            what,
-        };
+        let bad = |what: String| ModelError::Tensor { name: name.to_owned(), what };
         let (found, values) = self.tensors.remove(name).ok_or_else(|| bad("is missing".into()))?;
         if found != shape {
             return Err(bad(format!("has shape {found:?}, and {shape:?} is needed")));
@@ -115,8 +112,5 @@ impl Values {
 }
 
 fn unreadable(name: &str) -> impl Fn(ReadError) -> ModelError {
-    move |error| ModelError::Tensor {
-        name: name.to_owned(),
-        what: error.to_string(),
-    }
+    move |error| ModelError::Tensor { name: name.to_owned(), what: error.to_string() }
 }

@@ -27,14 +27,17 @@ pub(super) trait Rule: Send {
 pub(super) fn open(plugin: &Plugin) -> Result<Box<dyn Rule>, SetupError> {
     let names = || RULES.iter().map(|(name, _)| *name).collect::<Vec<_>>();
     let found = RULES.iter().find(|(name, _)| *name == plugin.name);
-    let (_, open) = found.ok_or_else(|| {
-        SetupError(format!("acceptance.rule: unknown rule {}", suggest::unknown(&plugin.name, names())))
-    })?;
+    let (_, open) =
+        found.ok_or_else(|| SetupError(format!("acceptance.rule: unknown rule {}", suggest::unknown(&plugin.name, names()))))?;
     open(&plugin.parameters)
 }
 
 /// Reads a plugin's own keys into its typed parameters; an unknown key is refused with the nearest known one.
-pub(super) fn parameters<T: DeserializeOwned>(section: &str, known: &[&str], table: &Map<String, Value>) -> Result<T, SetupError> {
+pub(super) fn parameters<T: DeserializeOwned>(
+    section: &str,
+    known: &[&str],
+    table: &Map<String, Value>,
+) -> Result<T, SetupError> {
     if let Some(key) = table.keys().find(|key| !known.contains(&key.as_str())) {
         let nearest = suggest::unknown(key, known.iter().copied());
         return Err(SetupError(format!("unknown key {nearest} in {section}")));

@@ -98,12 +98,7 @@ impl Strategy for Evolver {
                 (parents[1].clone(), parents[2].clone())
             }
         };
-        let donor = Recipe::new(Op::Differential {
-            target: target.clone(),
-            plus,
-            minus,
-            scale: self.scale,
-        });
+        let donor = Recipe::new(Op::Differential { target: target.clone(), plus, minus, scale: self.scale });
         let recipe = Recipe::new(Op::Crossover {
             target: target.clone(),
             donor,

@@ -33,8 +33,7 @@ pub(super) trait Strategy: Send {
 pub(super) fn open(plugin: &Plugin, population: usize) -> Result<Box<dyn Strategy>, SetupError> {
     let names = || STRATEGIES.iter().map(|(name, _)| *name).collect::<Vec<_>>();
     let found = STRATEGIES.iter().find(|(name, _)| *name == plugin.name);
-    let (_, open) = found.ok_or_else(|| {
-        SetupError(format!("search.strategy: unknown strategy {}", suggest::unknown(&plugin.name, names())))
-    })?;
+    let (_, open) = found
+        .ok_or_else(|| SetupError(format!("search.strategy: unknown strategy {}", suggest::unknown(&plugin.name, names()))))?;
     open(&plugin.parameters, population)
 }
