@@ -33,6 +33,14 @@ pub(super) fn problems(definition: &Definition) -> Vec<String> {
             problems.push(format!("the name {name:?} is kept for the base model and the search's result: choose another"));
         }
     }
+    if let Some(first) = definition.tasks.first()
+        && let Some(other) = definition.tasks.iter().find(|task| task.evaluator != first.evaluator)
+    {
+        problems.push(format!(
+            "tasks.{}.evaluator is {:?}, and tasks.{}.evaluator is {:?}: one search has one evaluator",
+            other.name, other.evaluator, first.name, first.evaluator
+        ));
+    }
     for task in &definition.tasks {
         task_problems(task, definition, &experts, &mut problems);
     }

@@ -152,11 +152,7 @@ impl Paper {
         this.inter = sums[..pairs].to_vec();
         this.intra = sums[pairs..].to_vec();
         let found = order::select(pass, None, &vec![vec![cut]; models], |inputs, rows| {
-            let mut work = Work::new(models);
-            for element in 0..inputs.base.len() {
-                this.score(inputs, element, &mut work);
-                rows.iter_mut().zip(&work.scores).for_each(|(row, score)| row.push(*score));
-            }
+            score_rows(inputs, rows, |element, work| this.score(inputs, element, work));
         });
         this.cuts = found.into_iter().map(|row| row[0]).collect();
         this
@@ -191,6 +187,15 @@ impl Paper {
             }
             work.scores[i] = round(work.intra[i] / self.intra[i] * inter);
         }
+    }
+}
+
+/// Every task's scores over one block, for ranking.
+fn score_rows(inputs: &Inputs<'_>, rows: &mut [Vec<f32>], score: impl Fn(usize, &mut Work)) {
+    let mut work = Work::new(inputs.models.len());
+    for element in 0..inputs.base.len() {
+        score(element, &mut work);
+        rows.iter_mut().zip(&work.scores).for_each(|(row, score)| row.push(*score));
     }
 }
 
@@ -257,11 +262,7 @@ impl Script {
         let mut this = Self { bounds: spans(magnitudes), scores: Vec::new(), weights };
         let last = elements.saturating_sub(1) as u64;
         let scores = order::select(pass, None, &vec![vec![cut, last]; models], |inputs, rows| {
-            let mut work = Work::new(models);
-            for element in 0..inputs.base.len() {
-                this.score(inputs, element, &mut work);
-                rows.iter_mut().zip(&work.scores).for_each(|(row, score)| row.push(*score));
-            }
+            score_rows(inputs, rows, |element, work| this.score(inputs, element, work));
         });
         this.scores = spans(scores);
         this
