@@ -1,4 +1,5 @@
 //! Merge methods against golden values of an independent NumPy reference, and the same bits for any block size and thread count.
+#![expect(clippy::unwrap_used, reason = "a test's helper fails as its test does")]
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
