@@ -10,11 +10,11 @@ use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot, watch},
 };
-use tokio_stream::{
-    Stream, StreamExt as _,
-    wrappers::{TcpListenerStream, WatchStream},
+use tokio_stream::{Stream, StreamExt as _, wrappers::WatchStream};
+use tonic::{
+    Request, Response, Status,
+    transport::{Server, server::TcpIncoming},
 };
-use tonic::{Request, Response, Status, transport::Server};
 
 use super::core::{Command, Coordinator, Reply};
 
@@ -88,7 +88,6 @@ pub async fn serve(
     health.set_serving::<evolver_server::EvolverServer<Service>>().await;
     let reflection = tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS).build_v1();
     let mut server = Server::builder()
-        .tcp_nodelay(true)
         .timeout(REQUEST_TIMEOUT)
         .max_concurrent_streams(STREAMS_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE))
@@ -97,5 +96,7 @@ pub async fn serve(
     if let Ok(reflection) = reflection {
         router = router.add_service(reflection);
     }
-    router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown).await
+    // The server's own setting does not reach a listener that was bound before it; without it every answer waits 40 ms for a delayed ack.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    router.serve_with_incoming_shutdown(incoming, shutdown).await
 }
