@@ -50,6 +50,12 @@ struct Work {
     losses: u32,
 }
 
+impl Work {
+    fn failed_on(&self, worker: &str) -> bool {
+        self.failures.iter().any(|(failed, _)| failed == worker)
+    }
+}
+
 struct Lease {
     worker: String,
     attempt: u32,
@@ -94,7 +100,7 @@ impl Fleet {
 
     /// Introduces a worker. One that has this name already is taken to be gone: its lease is released.
     pub fn register(&mut self, name: &str, host: &str, now: Duration) {
-        self.release_all(name);
+        self.free(name);
         let worker = Worker { host: host.to_owned(), seen: now, holds: None, done: 0, total: 0, leaving: false };
         self.workers.insert(name.to_owned(), worker);
     }
@@ -110,18 +116,21 @@ impl Fleet {
         self.workers.iter()
     }
 
-    /// Gives the worker the spec of the lowest number that is free; one that failed on a spec gets it again only if no other worker is left.
+    /// Gives the worker the spec of the lowest number that is free; one that failed on a spec gets it again only if every other worker has failed
+    /// on it too.
     pub fn lease(&mut self, name: &str, now: Duration) -> Option<(Token, Spec)> {
-        let others = self.workers.values().filter(|worker| !worker.leaving).count();
         let worker = self.workers.get_mut(name).filter(|worker| !worker.leaving)?;
         worker.seen = now;
-        let failed_here = |work: &Work| work.failures.iter().any(|(failed, _)| failed == name);
-        let free = |work: &&mut Work| work.lease.is_none() && (others <= 1 || !failed_here(work));
+        let workers = &self.workers;
+        let untried = |work: &Work| workers.iter().any(|(other, worker)| !worker.leaving && !work.failed_on(other));
+        let free = |work: &&mut Work| work.lease.is_none() && (!work.failed_on(name) || !untried(work));
         let work = self.work.values_mut().find(free)?;
         work.attempts += 1;
         work.lease = Some(Lease { worker: name.to_owned(), attempt: work.attempts, until: now + self.lease });
-        worker.holds = Some(work.spec.number);
-        (worker.done, worker.total) = (0, 0);
+        if let Some(worker) = self.workers.get_mut(name) {
+            worker.holds = Some(work.spec.number);
+            (worker.done, worker.total) = (0, 0);
+        }
         let token = Token { epoch: self.epoch, spec: work.spec.number, attempt: work.attempts };
         Some((token, work.spec.clone()))
     }
@@ -204,7 +213,9 @@ impl Fleet {
         }
     }
 
-    fn release_all(&mut self, name: &str) {
+    /// The worker has nothing under way: what it held is free at once, without blame. Whoever asks for work says so, and the answer that gave it
+    /// the last lease may have been lost.
+    pub fn free(&mut self, name: &str) {
         for work in self.work.values_mut() {
             work.lease.take_if(|lease| lease.worker == name);
         }
@@ -215,7 +226,7 @@ impl Fleet {
 
     /// The worker leaves: it gets no more, and what it holds is free at once.
     pub fn drain(&mut self, name: &str) {
-        self.release_all(name);
+        self.free(name);
         if let Some(worker) = self.workers.get_mut(name) {
             worker.leaving = true;
         }

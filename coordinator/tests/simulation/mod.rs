@@ -1,0 +1,466 @@
+//! A simulated world around the real search and fleet: scores are a pure function of the recipe, everything else is chance.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::Duration,
+};
+
+use evolver_common::{
+    digest::Digest,
+    recipe::Recipe,
+    score::{Objective, Scores, Split, TaskScore, Weighted},
+};
+use evolver_coordinator::{
+    fleet::{Fleet, Token, Verdict},
+    search::{Individual, Named, Outcome, Phase, Plugin, Search, Setup, Spec, Stop, Task},
+};
+use serde_json::json;
+
+/// Dev items of the two tasks.
+pub(crate) const ITEMS: [usize; 2] = [12, 8];
+const ATTEMPTS: u32 = 3;
+/// Leases of a spec that a world may lose; the fleet gives a spec up at 10.
+const LOSSES: u32 = 8;
+const LEASE: Duration = Duration::from_secs(60);
+
+/// One way to search.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Variant {
+    pub(crate) mutation: &'static str,
+    pub(crate) reference: &'static str,
+    pub(crate) per: &'static str,
+    pub(crate) rule: &'static str,
+}
+
+/// Every variant of the strategy under every acceptance rule.
+pub(crate) fn variants() -> Vec<Variant> {
+    let mut variants = Vec::new();
+    for mutation in ["interpolation", "difference"] {
+        for reference in ["scheduled", "random"] {
+            for per in ["parameter", "tensor"] {
+                for rule in ["greedy", "paired"] {
+                    variants.push(Variant { mutation, reference, per, rule });
+                }
+            }
+        }
+    }
+    variants
+}
+
+/// A search over `experts` start models and two references.
+pub(crate) fn setup(variant: Variant, seed: u64, in_flight: usize, experts: usize, stop: Stop) -> Setup {
+    let parameters = |value: serde_json::Value| value.as_object().unwrap().clone();
+    let named = |name: String, kind| Named { recipe: Recipe::checkpoint(Digest::of(name.as_bytes())), name, kind };
+    let task = |name: &str, dev_items| Task { name: name.into(), dev_items, test_items: 6 };
+    let weighted = |weight| Weighted { metric: "accuracy".into(), weight };
+    Setup {
+        seed,
+        in_flight,
+        tasks: vec![task("x", ITEMS[0]), task("y", ITEMS[1])],
+        objective: Objective { tasks: vec![weighted(1.0), weighted(2.0)] },
+        individuals: (0..experts).map(|index| named(format!("expert {index} {seed}"), "expert")).collect(),
+        references: vec![named("base".into(), "base"), named("average".into(), "merge")],
+        strategy: Plugin {
+            name: "evolver".into(),
+            parameters: parameters(json!({
+                "scale": 0.4, "crossover_rate": 0.6, "per": variant.per, "mutation": variant.mutation,
+                "reference": variant.reference, "planned_generations": 6,
+            })),
+        },
+        acceptance: Plugin {
+            name: variant.rule.into(),
+            parameters: parameters(if variant.rule == "paired" { json!({ "threshold": 0.8 }) } else { json!({}) }),
+        },
+        stop,
+    }
+}
+
+/// How a model ends, whoever works on it: one in sixteen fails every time.
+pub(crate) fn outcome(spec: &Spec) -> Outcome {
+    let split = [u8::from(spec.split == Split::Test)];
+    let drawn = Digest::of_parts("scores", [spec.recipe.id().as_bytes().as_slice(), &split]);
+    let bytes = drawn.as_bytes();
+    if bytes[31] < 16 {
+        return Outcome::Failed("doomed".into());
+    }
+    let items = if spec.split == Split::Test { [6, 6] } else { ITEMS };
+    let score = |task: &str, bytes: &[u8]| {
+        let credits: Vec<f32> = bytes.iter().map(|byte| if *byte < 60 + drawn.as_bytes()[30] / 2 { 1.0 } else { 0.0 }).collect();
+        #[expect(clippy::cast_precision_loss, reason = "a few items")]
+        let accuracy = credits.iter().map(|credit| f64::from(*credit)).sum::<f64>() / credits.len() as f64;
+        TaskScore { task: task.into(), metrics: BTreeMap::from([("accuracy".into(), accuracy)]), credits }
+    };
+    let (first, rest) = bytes.split_at(items[0]);
+    Outcome::Scored(Scores { tasks: vec![score("x", first), score("y", &rest[..items[1]])] })
+}
+
+/// How a search ended.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Run {
+    pub(crate) hash: Digest,
+    population: Vec<(Digest, u64, u64)>,
+    best: Option<(Digest, u64)>,
+    pub(crate) committed: u64,
+    pub(crate) accepted: u64,
+    pub(crate) failed: u64,
+    pub(crate) items: u64,
+    pub(crate) stopped_by: String,
+    tests: Vec<(u64, Option<Scores>)>,
+}
+
+impl Run {
+    pub(crate) fn of(search: &Search) -> Self {
+        assert_eq!(search.phase(), Phase::Finished);
+        let member = |member: &Individual| (member.id, member.number, member.dev.to_bits());
+        let counters = search.counters();
+        assert_eq!(counters.issued, counters.committed);
+        Self {
+            hash: search.state_hash(),
+            population: search.population().iter().map(member).collect(),
+            best: search.best().map(|best| (best.id, best.number)),
+            committed: counters.committed,
+            accepted: counters.accepted,
+            failed: counters.failed,
+            items: search.items(),
+            stopped_by: search.stopped_by().into(),
+            tests: search.candidates().iter().map(|row| (row.number, search.test_scores(row).cloned())).collect(),
+        }
+    }
+
+    /// One result after the other, in order, with nothing lost.
+    pub(crate) fn undisturbed(setup: &Setup) -> Self {
+        let mut search = Search::new(setup.clone()).unwrap();
+        finish(&mut search);
+        Self::of(&search)
+    }
+}
+
+/// Goes on with a search to its end, in order, and checks each decision's traces.
+pub(crate) fn finish(search: &mut Search) {
+    let starts = search.setup().individuals.len() + search.setup().references.len();
+    while let Some(spec) = search.ask() {
+        let before: Vec<_> = search.population().to_vec();
+        let (accepted, best) = (search.counters().accepted, search.best().cloned());
+        let outcome = outcome(&spec);
+        search.tell(spec.number, outcome.clone()).unwrap();
+        if spec.number < starts as u64 {
+            continue;
+        }
+        let changed: Vec<_> = before.iter().zip(search.population()).filter(|(old, new)| old.number != new.number).collect();
+        assert_eq!(search.population().len(), before.len());
+        assert_eq!(search.counters().accepted - accepted, changed.len() as u64, "a member changes when an offspring is accepted");
+        for (old, new) in changed {
+            assert_eq!((new.number, new.id), (spec.number, spec.recipe.id()));
+            assert_eq!(Outcome::Scored(new.scores.clone()), outcome);
+            assert!(new.parents.contains(&old.id) || search.setup().in_flight > 1, "it takes the place of its target");
+            assert!(search.setup().acceptance.name != "greedy" || new.dev > old.dev);
+        }
+        let (old, new) = (best.unwrap(), search.best().unwrap());
+        assert!(new.number == old.number || new.dev > old.dev, "the best never gets worse");
+    }
+    for spec in search.tests() {
+        search.tell(spec.number, outcome(&spec)).unwrap();
+    }
+}
+
+struct Member {
+    name: String,
+    holds: Option<(Token, Spec)>,
+}
+
+/// A coordinator's insides with workers that come, go, fail and answer late.
+pub(crate) struct World {
+    setup: Setup,
+    search: Search,
+    fleet: Fleet,
+    epoch: u64,
+    now: Duration,
+    journal: Vec<(u64, Outcome)>,
+    committed: HashSet<u64>,
+    workers: Vec<Member>,
+    joined: usize,
+    /// Reports on their way, some of them of workers that are thought dead.
+    post: Vec<(Token, Spec)>,
+    /// The token that must be live, and until when.
+    live: HashMap<u64, (Token, Duration, String)>,
+    failures: HashMap<u64, u32>,
+    losses: HashMap<u64, u32>,
+    pub(crate) superseded: u64,
+}
+
+impl World {
+    pub(crate) fn new(setup: Setup) -> Self {
+        let mut this = Self {
+            search: Search::new(setup.clone()).unwrap(),
+            setup,
+            fleet: Fleet::new(1, LEASE, ATTEMPTS),
+            epoch: 1,
+            now: Duration::ZERO,
+            journal: Vec::new(),
+            committed: HashSet::new(),
+            workers: Vec::new(),
+            joined: 0,
+            post: Vec::new(),
+            live: HashMap::new(),
+            failures: HashMap::new(),
+            losses: HashMap::new(),
+            superseded: 0,
+        };
+        this.pump();
+        this.join();
+        this.join();
+        this
+    }
+
+    pub(crate) fn restarts(&self) -> u64 {
+        self.epoch - 1
+    }
+
+    pub(crate) fn run(&self) -> Run {
+        Run::of(&self.search)
+    }
+
+    /// One thing happens.
+    pub(crate) fn act(&mut self, (action, choice): (u8, u16)) {
+        let choice = usize::from(choice);
+        let who = if self.workers.is_empty() { None } else { Some(choice % self.workers.len()) };
+        match (action % 32, who) {
+            (0..=9, Some(who)) => self.lease(who),
+            (10..=16, Some(who)) => self.report(who),
+            (17, Some(who)) => {
+                // The answer is lost, and the report sent again later.
+                self.post.extend(self.workers[who].holds.clone());
+                self.report(who);
+            }
+            (18, Some(who)) => self.post.extend(self.workers[who].holds.take()),
+            (19 | 20, _) if !self.post.is_empty() => {
+                let (token, spec) = self.post.swap_remove(choice % self.post.len());
+                self.deliver(token, &spec);
+            }
+            (21, Some(who)) => self.fail(who),
+            (22, Some(who)) => self.kill(who),
+            (23, Some(who)) => {
+                let worker = self.workers.swap_remove(who);
+                self.post.extend(worker.holds);
+            }
+            (24 | 25, Some(who)) => self.heartbeat(who),
+            (26 | 27, _) => self.wait(LEASE.mul_f64(0.01 * (choice % 150) as f64)),
+            (28, Some(who)) => {
+                let worker = self.workers.swap_remove(who);
+                self.fleet.drain(&worker.name);
+                self.drop_leases(&worker.name);
+                self.post.extend(worker.holds);
+            }
+            (29, _) => self.join(),
+            (30, Some(who)) => {
+                self.post.extend(self.workers[who].holds.take());
+                self.register(who);
+            }
+            (31, _) if choice % 4 == 0 => self.restart(),
+            _ => {}
+        }
+        self.check();
+    }
+
+    /// From here on nothing goes wrong any more: the search must come to its end.
+    pub(crate) fn settle(&mut self) {
+        if self.workers.is_empty() {
+            self.join();
+        }
+        for round in 0.. {
+            for who in 0..self.workers.len() {
+                if self.workers[who].holds.is_none() {
+                    self.lease(who);
+                }
+                self.report(who);
+            }
+            self.check();
+            if self.search.phase() == Phase::Finished {
+                break;
+            }
+            for who in 0..self.workers.len() {
+                self.heartbeat(who);
+            }
+            self.wait(LEASE / 2);
+            assert!(round < 1000, "the search stands still with {} healthy workers", self.workers.len());
+        }
+        // Whatever is still on its way comes too late.
+        for (token, spec) in std::mem::take(&mut self.post) {
+            let before = self.superseded;
+            self.deliver(token, &spec);
+            assert_eq!(self.superseded, before + 1);
+        }
+        self.restart();
+    }
+
+    fn join(&mut self) {
+        self.joined += 1;
+        self.workers.push(Member { name: format!("w{}", self.joined), holds: None });
+        self.register(self.workers.len() - 1);
+    }
+
+    fn register(&mut self, who: usize) {
+        let name = self.workers[who].name.clone();
+        self.fleet.register(&name, "host", self.now);
+        self.drop_leases(&name);
+    }
+
+    fn drop_leases(&mut self, name: &str) {
+        self.live.retain(|_, (.., holder)| holder != name);
+    }
+
+    fn lease(&mut self, who: usize) {
+        let name = self.workers[who].name.clone();
+        if !self.fleet.knows(&name) {
+            self.register(who);
+        }
+        // Who asks for work has none: what it held before is free.
+        self.post.extend(self.workers[who].holds.take());
+        self.fleet.free(&name);
+        for (token, ..) in self.live.values().filter(|(.., holder)| *holder == name) {
+            assert!(!self.fleet.is_live(*token));
+        }
+        self.drop_leases(&name);
+        let Some((token, spec)) = self.fleet.lease(&name, self.now) else {
+            return;
+        };
+        assert_eq!((token.epoch, token.spec), (self.epoch, spec.number));
+        assert!(!self.committed.contains(&spec.number), "spec {} has a result", spec.number);
+        let until = self.now + LEASE;
+        assert!(self.live.insert(spec.number, (token, until, name)).is_none(), "spec {} has two live leases", spec.number);
+        for attempt in 1..token.attempt {
+            assert!(!self.fleet.is_live(Token { attempt, ..token }));
+        }
+        for epoch in 1..self.epoch {
+            assert!(!self.fleet.is_live(Token { epoch, ..token }));
+        }
+        self.workers[who].holds = Some((token, spec));
+    }
+
+    fn report(&mut self, who: usize) {
+        if let Some((token, spec)) = self.workers[who].holds.take() {
+            self.deliver(token, &spec);
+        }
+    }
+
+    /// What the service does with a report.
+    fn deliver(&mut self, token: Token, spec: &Spec) {
+        if !self.fleet.is_live(token) {
+            self.superseded += 1;
+            return;
+        }
+        match outcome(spec) {
+            Outcome::Failed(reason) => self.attempt_failed(token, &reason),
+            scored @ Outcome::Scored(_) => self.commit(spec.number, scored),
+        }
+    }
+
+    fn attempt_failed(&mut self, token: Token, reason: &str) {
+        let failures = self.failures.entry(token.spec).or_default();
+        *failures += 1;
+        let last = *failures == ATTEMPTS;
+        self.live.remove(&token.spec);
+        match self.fleet.fail(token, reason) {
+            Verdict::Retry => assert!(!last),
+            Verdict::GiveUp(reason) => {
+                assert!(last, "{reason}");
+                self.commit(token.spec, Outcome::Failed(reason));
+            }
+        }
+    }
+
+    fn commit(&mut self, number: u64, outcome: Outcome) {
+        assert!(self.committed.insert(number), "spec {number} is committed twice");
+        self.journal.push((number, outcome.clone()));
+        self.fleet.finish(number);
+        self.live.remove(&number);
+        self.search.tell(number, outcome).unwrap();
+        self.pump();
+    }
+
+    fn pump(&mut self) {
+        while let Some(spec) = self.search.ask() {
+            if !self.committed.contains(&spec.number) {
+                self.fleet.add(spec);
+            }
+        }
+        self.search.tests().into_iter().for_each(|spec| self.fleet.add(spec));
+    }
+
+    /// Something passing goes wrong, less often than gives the spec up; what is doomed fails by itself.
+    fn fail(&mut self, who: usize) {
+        let Some((token, spec)) = self.workers[who].holds.clone() else { return };
+        let often = self.failures.get(&token.spec).copied().unwrap_or(0);
+        if self.fleet.is_live(token) && often + 1 < ATTEMPTS && matches!(outcome(&spec), Outcome::Scored(_)) {
+            self.attempt_failed(token, "passing");
+            self.workers[who].holds = None;
+        }
+    }
+
+    fn kill(&mut self, who: usize) {
+        let Some((token, _)) = self.workers[who].holds.clone() else { return };
+        let losses = self.losses.entry(token.spec).or_default();
+        if self.fleet.is_live(token) && *losses < LOSSES {
+            *losses += 1;
+            assert_eq!(self.fleet.lose(token), Verdict::Retry);
+            self.live.remove(&token.spec);
+            self.workers[who].holds = None;
+        }
+    }
+
+    fn heartbeat(&mut self, who: usize) {
+        let worker = &self.workers[who];
+        let token = worker.holds.as_ref().map(|(token, _)| *token);
+        assert!(!self.fleet.heartbeat(&worker.name, token, (1, 2), self.now), "nobody told it to leave");
+        if let Some(token) = token
+            && let Some((live, until, _)) = self.live.get_mut(&token.spec)
+            && *live == token
+        {
+            *until = self.now + LEASE;
+        }
+    }
+
+    fn wait(&mut self, time: Duration) {
+        let then = self.now + time;
+        let lost = |until: Duration| until <= then;
+        let worn = |spec: &u64| self.losses.get(spec).is_some_and(|losses| *losses >= LOSSES);
+        if self.live.iter().any(|(spec, (_, until, _))| lost(*until) && worn(spec)) {
+            return;
+        }
+        self.now = then;
+        assert_eq!(self.fleet.expire(self.now), [], "a spec was given up too early");
+        let losses = &mut self.losses;
+        self.live.retain(|spec, (_, until, _)| {
+            let lost = lost(*until);
+            *losses.entry(*spec).or_default() += u32::from(lost);
+            !lost
+        });
+    }
+
+    /// The coordinator starts again from what is journaled, with none of what it had in memory.
+    fn restart(&mut self) {
+        let mut search = Search::new(self.setup.clone()).unwrap();
+        for (number, outcome) in &self.journal {
+            search.tell(*number, outcome.clone()).unwrap();
+        }
+        assert_eq!(search.state_hash(), self.search.state_hash());
+        assert_eq!(search.phase(), self.search.phase());
+        self.search = search;
+        self.epoch += 1;
+        self.now = Duration::ZERO;
+        self.fleet = Fleet::new(self.epoch, LEASE, ATTEMPTS);
+        self.live.clear();
+        self.failures.clear();
+        self.losses.clear();
+        self.pump();
+    }
+
+    /// What must be live is live.
+    fn check(&self) {
+        for (token, ..) in self.live.values() {
+            assert!(self.fleet.is_live(*token), "{token:?} is live no more");
+        }
+    }
+}
