@@ -7,8 +7,15 @@ pub use convert::{WireError, scores_from_wire, scores_to_wire, split_from_wire, 
 /// Version of the protocol; a coordinator refuses a worker that speaks another.
 pub const PROTOCOL: u32 = 1;
 
-/// Largest message either side accepts, in bytes.
+/// Largest reply that a worker accepts, in bytes. Replies come from the coordinator that the user named, and some are large by right: a recipe of
+/// as many nodes as recipes may have, or a definition with very many models and labels.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
+
+/// Largest request that a coordinator accepts, in bytes, where a report carries the credits of `items` items: 1 MiB and the credits.
+#[must_use]
+pub fn request_bytes_max(items: usize) -> usize {
+    (1 << 20) + items * size_of::<f32>()
+}
 
 /// The protocol's descriptors, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/evolver.v1.bin"));

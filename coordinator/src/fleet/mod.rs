@@ -138,8 +138,20 @@ impl Fleet {
     /// Whether a token is the live one of its spec.
     #[must_use]
     pub fn is_live(&self, token: Token) -> bool {
-        token.epoch == self.epoch
-            && self.work.get(&token.spec).and_then(|work| work.lease.as_ref()).is_some_and(|lease| lease.attempt == token.attempt)
+        self.holder(token).is_some()
+    }
+
+    /// The worker that holds a live token.
+    #[must_use]
+    pub fn holder(&self, token: Token) -> Option<&str> {
+        let lease = self.work.get(&token.spec)?.lease.as_ref()?;
+        (token.epoch == self.epoch && lease.attempt == token.attempt).then_some(lease.worker.as_str())
+    }
+
+    /// Whether a worker was told to leave.
+    #[must_use]
+    pub fn is_leaving(&self, name: &str) -> bool {
+        self.workers.get(name).is_some_and(|worker| worker.leaving)
     }
 
     /// A sign of life; a live token's lease is prolonged. Whether the worker is to leave.

@@ -173,6 +173,12 @@ impl Search {
         spec
     }
 
+    /// The recipe's id of a spec that was drawn and has not been absorbed.
+    #[must_use]
+    pub fn recipe(&self, number: u64) -> Option<Digest> {
+        self.pending.get(&number).map(|pending| pending.individual.id)
+    }
+
     /// The specs on the sealed split that have no result yet; none before the search has ended.
     #[must_use]
     pub fn tests(&self) -> Vec<Spec> {

@@ -10,16 +10,16 @@ use std::{
 };
 
 use evolver_common::{
-    definition::{ChangeError, Resolved, compatible},
+    definition::{ChangeError, Resolved, ResolvedTask, compatible},
     digest::Digest,
     recipe::encode,
     score::{Scores, Split},
 };
-use evolver_proto::{PROTOCOL, scores_from_wire, split_to_wire, v1};
+use evolver_proto::{PROTOCOL, request_bytes_max, scores_from_wire, split_to_wire, v1};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::replay::{Replay, ReplayError, replay};
+use super::replay::{Replay, ReplayError, STOP_SECONDS, replay};
 use crate::{
     fleet::{Fleet, Token, Verdict},
     journal::{Journal, JournalError, Record, Timings},
@@ -32,6 +32,10 @@ const QUEUE: usize = 1024;
 const TICK: Duration = Duration::from_millis(200);
 /// Longest that a lease request waits for work.
 const WAIT_MAX: Duration = Duration::from_secs(20);
+/// Longest name of a worker or host, in bytes.
+const NAME_MAX: usize = 200;
+/// Longest reason of a failure that is journaled, in bytes.
+const REASON_MAX: usize = 4000;
 
 /// What a coordinator runs on.
 #[derive(Clone, Debug)]
@@ -62,6 +66,17 @@ pub enum StartError {
     Encode(#[from] serde_json::Error),
 }
 
+/// A coordinator that ended before its time.
+#[derive(Debug, Error)]
+pub enum EndError {
+    /// The journal could not be written; what was not acknowledged will be asked for again.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A fault of the program; its words are above.
+    #[error("the coordinator ended by a fault of its own; nothing that was acknowledged is lost")]
+    Panicked,
+}
+
 pub(super) type Reply<T> = oneshot::Sender<T>;
 
 /// A request to the owner thread.
@@ -78,7 +93,10 @@ pub(super) enum Command {
 /// A running coordinator.
 pub struct Coordinator {
     pub(super) commands: mpsc::Sender<Command>,
+    /// Largest request that is read, in bytes.
+    pub(super) request_bytes: usize,
     status: watch::Receiver<v1::Status>,
+    stop: oneshot::Sender<()>,
     thread: JoinHandle<Result<(), JournalError>>,
 }
 
@@ -124,9 +142,14 @@ impl Coordinator {
         core.pump();
         core.publish();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-        let thread =
-            std::thread::Builder::new().name("coordinator".into()).spawn(move || runtime.block_on(core.run(requests)))?;
-        Ok(Self { commands, status, thread })
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::Builder::new()
+            .name("coordinator".into())
+            .spawn(move || runtime.block_on(core.run(requests, stopped)))?;
+        let items = |split: fn(&ResolvedTask) -> usize| -> usize { options.resolved.tasks.iter().map(split).sum() };
+        let dev = items(|task| task.dev.items);
+        let test = items(|task| task.test.as_ref().map_or(0, |test| test.items));
+        Ok(Self { commands, request_bytes: request_bytes_max(dev.max(test)), status, stop, thread })
     }
 
     /// The search's status, now and after every change.
@@ -141,14 +164,13 @@ impl Coordinator {
         self.commands.send(Command::Pause).await.ok();
     }
 
-    /// Ends the thread once every handle to it is gone.
+    /// Ends the coordinator, whoever is still connected. What was handed in is committed; work under way is lost.
     ///
     /// # Errors
-    /// If the journal could not be written.
-    pub fn join(self) -> Result<(), JournalError> {
-        drop(self.commands);
-        // A panic of the thread was reported by itself.
-        self.thread.join().unwrap_or(Ok(()))
+    /// If it ended before its time.
+    pub fn join(self) -> Result<(), EndError> {
+        drop(self.stop);
+        self.thread.join().map_err(|_| EndError::Panicked)?.map_err(EndError::Journal)
     }
 }
 
@@ -184,14 +206,20 @@ struct Accepted {
 }
 
 impl Core {
-    async fn run(mut self, mut requests: mpsc::Receiver<Command>) -> Result<(), JournalError> {
+    async fn run(
+        mut self,
+        mut requests: mpsc::Receiver<Command>,
+        mut stopped: oneshot::Receiver<()>,
+    ) -> Result<(), JournalError> {
         loop {
             let mut commands = Vec::new();
+            let mut last = false;
             tokio::select! {
-                count = requests.recv_many(&mut commands, QUEUE) => {
-                    if count == 0 {
-                        return self.commit(Vec::new());
-                    }
+                count = requests.recv_many(&mut commands, QUEUE) => last = count == 0,
+                _ = &mut stopped => {
+                    requests.close();
+                    while requests.recv_many(&mut commands, QUEUE).await > 0 {}
+                    last = true;
                 }
                 () = tokio::time::sleep(TICK) => {}
             }
@@ -200,6 +228,9 @@ impl Core {
                 self.handle(command, &mut reports);
             }
             self.commit(reports)?;
+            if last {
+                return self.append(Vec::new());
+            }
             self.tick()?;
             self.pump();
             self.serve();
@@ -221,6 +252,11 @@ impl Core {
                 if request.epoch != self.epoch || !self.fleet.knows(&request.worker) {
                     reply.send(Err("this worker is not registered with this start of the coordinator".into())).ok();
                 } else {
+                    // A worker asks once at a time: an older request of its name is one whose answer it no longer waits for.
+                    self.fleet.free(&request.worker);
+                    for older in self.waiting.extract_if(.., |waiting| waiting.worker == request.worker) {
+                        older.reply.send(Ok(idle())).ok();
+                    }
                     let wait = Duration::from_millis(u64::from(request.wait_ms)).min(WAIT_MAX);
                     self.waiting.push(Waiting { worker: request.worker, until: Instant::now() + wait, reply });
                 }
@@ -250,6 +286,11 @@ impl Core {
                 request.protocol
             ));
         }
+        for (what, name) in [("name", &request.worker), ("host", &request.host)] {
+            if name.is_empty() || name.len() > NAME_MAX {
+                return Err(format!("the worker's {what} has {} bytes: it needs 1 to {NAME_MAX}", name.len()));
+            }
+        }
         self.fleet.register(&request.worker, &request.host, self.now());
         tracing::info!(worker = request.worker, host = request.host, "worker registered");
         let fleet = &self.replay.resolved.definition.fleet;
@@ -268,28 +309,22 @@ impl Core {
             reply.send(Err("the report has no token".into())).ok();
             return;
         };
+        let holder = self.fleet.holder(token).map(str::to_owned);
         let twice = reports.iter().any(|other| other.token == token);
-        if twice || !self.fleet.is_live(token) {
+        let Some(worker) = holder.filter(|_| !twice) else {
             reply
                 .send(Ok(answer(v1::report_reply::Verdict::Superseded, "another attempt holds this spec, or it has a result")))
                 .ok();
             return;
-        }
+        };
         let scores = match request.result {
             Some(v1::report_request::Result::Scores(scores)) => scores,
             Some(v1::report_request::Result::Failure(failure)) => {
                 let class = v1::FailureClass::try_from(failure.class).unwrap_or_default();
                 let killed = class == v1::FailureClass::Killed;
                 let class = class.as_str_name().trim_start_matches("FAILURE_CLASS_").to_lowercase();
-                return self.failed(
-                    token,
-                    &request.worker,
-                    &format!("{class}: {}", failure.message),
-                    killed,
-                    None,
-                    reply,
-                    reports,
-                );
+                let message = &failure.message[..failure.message.floor_char_boundary(REASON_MAX)];
+                return self.failed(token, &worker, &format!("{class}: {message}"), killed, None, reply, reports);
             }
             Some(v1::report_request::Result::Released(_)) | None => {
                 self.fleet.release(token);
@@ -306,13 +341,13 @@ impl Core {
                         number: token.spec,
                         recipe: self.recipe_id(token.spec),
                         scores: scores.clone(),
-                        worker: request.worker,
+                        worker,
                         attempt: token.attempt,
                         timings: Timings {
-                            lease: timings.lease,
-                            build: timings.build,
-                            score: timings.score,
-                            report: timings.report,
+                            lease: seconds(timings.lease),
+                            build: seconds(timings.build),
+                            score: seconds(timings.score),
+                            report: seconds(timings.report),
                         },
                         elapsed: self.now().as_secs_f64(),
                     },
@@ -323,7 +358,7 @@ impl Core {
             }
             Err(reason) => {
                 let refused = answer(v1::report_reply::Verdict::Refused, &reason);
-                self.failed(token, &request.worker, &reason, false, Some(refused), reply, reports);
+                self.failed(token, &worker, &reason, false, Some(refused), reply, reports);
             }
         }
     }
@@ -388,46 +423,56 @@ impl Core {
 
     /// One synced transaction, then the acknowledgements, then the search.
     fn commit(&mut self, reports: Vec<Accepted>) -> Result<(), JournalError> {
-        let mut records = std::mem::take(&mut self.later);
-        records.extend(reports.iter().map(|report| report.record.clone()));
-        self.journal.append(&records)?;
+        self.append(reports.iter().map(|report| report.record.clone()).collect())?;
+        let mut outcomes = Vec::new();
         for report in reports {
             report.reply.send(Ok(report.verdict)).ok();
-            if let Some(outcome) = report.outcome {
-                self.tell(report.token.spec, outcome);
-            }
+            outcomes.extend(report.outcome.map(|outcome| (report.token.spec, outcome)));
         }
+        self.tell(outcomes);
         Ok(())
     }
 
-    fn tell(&mut self, number: u64, outcome: Outcome) {
-        self.fleet.finish(number);
-        self.replay.told.insert(number);
-        if let Err(error) = self.replay.search.tell(number, outcome) {
-            // The fleet only holds specs that the search drew, each until it has its one result.
-            tracing::error!("a result did not fit the search: {error}");
+    /// Appends what waits and then `records`, in one synced transaction.
+    fn append(&mut self, records: Vec<Record>) -> Result<(), JournalError> {
+        let mut all = std::mem::take(&mut self.later);
+        all.extend(records);
+        self.journal.append(&all)
+    }
+
+    /// Hands over what has just been journaled, in the same order.
+    fn tell(&mut self, outcomes: Vec<(u64, Outcome)>) {
+        for (number, outcome) in outcomes {
+            self.fleet.finish(number);
+            self.replay.told.insert(number);
+            if let Err(error) = self.replay.search.tell(number, outcome) {
+                // The fleet only holds specs that the search drew, each until it has its one result.
+                tracing::error!("a result did not fit the search: {error}");
+            }
         }
         let generation = self.replay.search.generation();
         if generation > self.generation {
             self.generation = generation;
+            // The state after all of them: that is where the record will stand.
             self.later.push(Record::State { absorbed: self.replay.search.absorbed(), hash: self.replay.search.state_hash() });
         }
     }
 
     /// Leases that ran out, and the clock's limit.
     fn tick(&mut self) -> Result<(), JournalError> {
-        for (number, reason) in self.fleet.expire(self.now()) {
-            let record = Record::Failure { number, reason: reason.clone() };
-            self.journal.append(&[record])?;
-            self.tell(number, Outcome::Failed(reason));
+        let lost = self.fleet.expire(self.now());
+        if !lost.is_empty() {
+            let failure = |(number, reason): &(u64, String)| Record::Failure { number: *number, reason: reason.clone() };
+            self.append(lost.iter().map(failure).collect())?;
+            self.tell(lost.into_iter().map(|(number, reason)| (number, Outcome::Failed(reason))).collect());
         }
         let limit = self.replay.resolved.definition.stop.seconds;
         let seconds = self.replay.spent.seconds + self.now().as_secs_f64();
         let running = matches!(self.replay.search.phase(), Phase::Search) && !self.replay.search.is_ending();
         if running && limit.is_some_and(|limit| seconds >= limit) {
-            let (number, reason) = (self.replay.search.drawn(), "stop.seconds".to_owned());
-            self.journal.append(&[Record::Stop { number, reason: reason.clone() }])?;
-            self.replay.search.stop(number, &reason);
+            let number = self.replay.search.drawn();
+            self.append(vec![Record::Stop { number, reason: STOP_SECONDS.into() }])?;
+            self.replay.search.stop(number, STOP_SECONDS);
         }
         Ok(())
     }
@@ -457,6 +502,7 @@ impl Core {
             if waiting.reply.is_closed() {
                 continue;
             }
+            let leave = leave.or(self.fleet.is_leaving(&waiting.worker).then_some("this worker was told to leave"));
             if let Some(reason) = leave {
                 let leave = v1::Leave { reason: reason.into() };
                 waiting.reply.send(Ok(lease_reply(v1::lease_reply::Outcome::Leave(leave)))).ok();
@@ -473,7 +519,7 @@ impl Core {
                     self.fleet.release(token);
                 }
             } else if waiting.until <= Instant::now() {
-                waiting.reply.send(Ok(lease_reply(v1::lease_reply::Outcome::Idle(v1::Idle {})))).ok();
+                waiting.reply.send(Ok(idle())).ok();
             } else {
                 self.waiting.push(waiting);
             }
@@ -535,4 +581,13 @@ fn answer(verdict: v1::report_reply::Verdict, reason: &str) -> v1::ReportReply {
 
 fn lease_reply(outcome: v1::lease_reply::Outcome) -> v1::LeaseReply {
     v1::LeaseReply { outcome: Some(outcome) }
+}
+
+fn idle() -> v1::LeaseReply {
+    lease_reply(v1::lease_reply::Outcome::Idle(v1::Idle {}))
+}
+
+/// Seconds as a worker tells them; what cannot be a time counts as none. The journal's JSON has no NaN.
+fn seconds(told: f64) -> f64 {
+    if told.is_finite() { told.max(0.0) } else { 0.0 }
 }

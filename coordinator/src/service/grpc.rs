@@ -81,7 +81,7 @@ pub async fn serve(
 ) -> Result<(), tonic::transport::Error> {
     let service = Service { commands: coordinator.commands.clone(), status: coordinator.status() };
     let service = evolver_server::EvolverServer::new(service)
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_decoding_message_size(coordinator.request_bytes)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let (health, health_service) = tonic_health::server::health_reporter();
     // The journal has been folded before a coordinator exists.

@@ -9,7 +9,7 @@ mod grpc;
 mod replay;
 
 pub use self::{
-    core::{Coordinator, Options, StartError},
+    core::{Coordinator, EndError, Options, StartError},
     grpc::serve,
     replay::{Replay, ReplayError, Spent, replay},
 };

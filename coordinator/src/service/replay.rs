@@ -11,6 +11,9 @@ use crate::{
     setup,
 };
 
+/// Reason of a stop by the clock's limit, the one limit whose end is a record.
+pub(super) const STOP_SECONDS: &str = "stop.seconds";
+
 /// Records that do not make a search.
 #[derive(Debug, Error)]
 pub enum ReplayError {
@@ -35,6 +38,20 @@ pub enum ReplayError {
         record: usize,
         /// What is wrong.
         source: TellError,
+    },
+    /// A result of a model that this program does not draw.
+    #[error(
+        "record {record}: spec {number} was scored as recipe {written}, and is recipe {found}: the journal was written by a program that draws differently"
+    )]
+    Recipe {
+        /// The record.
+        record: usize,
+        /// The spec.
+        number: u64,
+        /// The recipe's id now.
+        found: Digest,
+        /// The recipe's id then.
+        written: Digest,
     },
     /// The state is not what it was.
     #[error(
@@ -102,15 +119,20 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
     };
     // Seconds of earlier starts, and of this one so far.
     let (mut before, mut current) = (0.0, 0.0);
+    // The clock's limit at that time.
+    let mut limit = None;
     for (index, record) in (1..).zip(records) {
         match record {
-            Record::Definition { .. } => {}
+            Record::Definition { resolved, .. } => limit = resolved["definition"]["stop"]["seconds"].as_f64(),
             Record::Start { epoch, .. } => {
                 before += current;
                 current = 0.0;
                 this.epoch = *epoch;
             }
-            Record::Result { number, scores, timings, elapsed, .. } => {
+            Record::Result { number, recipe, scores, timings, elapsed, .. } => {
+                if let Some(found) = this.search.recipe(*number).filter(|found| found != recipe) {
+                    return Err(ReplayError::Recipe { record: index, number: *number, found, written: *recipe });
+                }
                 current = *elapsed;
                 this.committed_at.insert(*number, before + current);
                 let spent = &mut this.spent.timings;
@@ -122,6 +144,8 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
             }
             Record::Failure { number, reason } => this.tell(index, *number, Outcome::Failed(reason.clone()))?,
             Record::Attempt { .. } => this.spent.failed_attempts += 1,
+            // A limit that has been raised since then ends nothing.
+            Record::Stop { reason, .. } if reason == STOP_SECONDS && raised(limit, this.resolved.definition.stop.seconds) => {}
             Record::Stop { number, reason } => this.search.stop(*number, reason),
             Record::State { absorbed, hash } => {
                 let found = this.search.state_hash();
@@ -133,6 +157,10 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
     }
     this.spent.seconds = before + current;
     Ok(this)
+}
+
+fn raised(was: Option<f64>, is: Option<f64>) -> bool {
+    is.is_none_or(|is| was.is_some_and(|was| is > was))
 }
 
 impl Replay {

@@ -154,6 +154,13 @@ impl Worker {
         }
     }
 
+    /// A sign of life, 3 of 7 items done.
+    pub async fn heartbeat(&mut self, token: Option<v1::Token>) -> v1::HeartbeatReply {
+        let (worker, epoch) = (self.name.clone(), self.epoch);
+        let request = v1::HeartbeatRequest { worker, epoch, token, items_done: 3, items_total: 7 };
+        self.client.heartbeat(request).await.unwrap().into_inner()
+    }
+
     /// Reports an attempt's end.
     pub async fn report(&mut self, token: Option<v1::Token>, result: v1::report_request::Result) -> v1::ReportReply {
         let timings = Some(v1::Timings { lease: 0.1, build: 0.2, score: 0.3, report: 0.4 });
