@@ -5,8 +5,10 @@
 //!
 //! - [`record`]: what a record says.
 //! - [`store`]: append and read.
+//! - [`head`]: the last acknowledged record, so that a lost tail is noticed.
 //! - [`lock`]: one coordinator a folder.
 
+mod head;
 mod lock;
 mod record;
 mod store;

@@ -10,6 +10,7 @@ use rusqlite::{Connection, OpenFlags, params};
 use thiserror::Error;
 
 use super::{
+    head::{self, Head},
     lock::{self, LockError},
     record::Record,
 };
@@ -54,8 +55,8 @@ pub enum JournalError {
         /// What is wrong with it.
         what: String,
     },
-    /// The folder cannot be made.
-    #[error("cannot make {path}: {source}", path = path.display())]
+    /// The folder cannot be made or used.
+    #[error("{path}: {source}", path = path.display())]
     Folder {
         /// The folder.
         path: PathBuf,
@@ -71,6 +72,7 @@ pub struct Journal {
     connection: Connection,
     last: i64,
     chain: Digest,
+    head: File,
     _lock: File,
 }
 
@@ -80,35 +82,33 @@ impl Journal {
     /// # Errors
     /// If another coordinator has it, or a record does not verify.
     pub fn open(folder: &Path) -> Result<(Self, Vec<Record>), JournalError> {
-        fs::create_dir_all(folder).map_err(|source| JournalError::Folder { path: folder.to_owned(), source })?;
+        let io = |source| JournalError::Folder { path: folder.to_owned(), source };
+        fs::create_dir_all(folder).map_err(io)?;
         let lock = lock::lock(folder)?;
         let path = folder.join(FILE);
         let database = at(&path);
-        let connection = Connection::open(&path).map_err(&database)?;
-        let setup = || {
-            connection.pragma_update(None, "journal_mode", "WAL")?;
-            connection.pragma_update(None, "synchronous", "FULL")?;
-            connection.execute_batch(
-                "CREATE TABLE IF NOT EXISTS meta (format INTEGER NOT NULL, last INTEGER NOT NULL, chain BLOB NOT NULL);
-                 CREATE TABLE IF NOT EXISTS records (
-                     seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL, outcomes BLOB NOT NULL, chain BLOB NOT NULL);",
-            )?;
-            let empty: bool = connection.query_row("SELECT NOT EXISTS (SELECT 1 FROM meta)", [], |row| row.get(0))?;
-            if empty {
-                connection.execute("INSERT INTO meta VALUES (?1, 0, ?2)", params![FORMAT, start().as_bytes()])?;
-            }
-            Ok(())
-        };
-        setup().map_err(&database)?;
-        let (records, last, chain) = load(&path, &connection)?;
-        let journal = Self { path, connection, last, chain, _lock: lock };
+        let told = head::read(folder).map_err(io)?;
+        // SQLite would make a new database, and remove the log of the old one.
+        let size = fs::metadata(&path).map_or(0, |metadata| metadata.len());
+        if let (0, Some((last, _))) = (size, told) {
+            return Err(damaged(&path, 1, format!("{last} records were acknowledged, and the file is gone or empty")));
+        }
+        let mut connection = Connection::open(&path).map_err(&database)?;
+        set_up(&mut connection).map_err(&database)?;
+        let (records, last, chain) = load(&path, &connection, told)?;
+        // The folder's own name must outlast a power loss too.
+        for folder in [Some(folder), folder.parent()].into_iter().flatten().filter(|folder| !folder.as_os_str().is_empty()) {
+            File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)?;
+        }
+        let head = head::open(folder).map_err(io)?;
+        let journal = Self { path, connection, last, chain, head, _lock: lock };
         Ok((journal, records))
     }
 
     /// Appends records in one transaction, on disk when this returns.
     ///
     /// # Errors
-    /// If the disk or the database refuses; then none of them is in.
+    /// If the disk or the database refuses; then none of them may be taken to be in.
     pub fn append(&mut self, records: &[Record]) -> Result<(), JournalError> {
         if records.is_empty() {
             return Ok(());
@@ -132,8 +132,25 @@ impl Journal {
         };
         write().map_err(at(&self.path))?;
         (self.last, self.chain) = (last, chain);
-        Ok(())
+        head::write(&mut self.head, (last, chain)).map_err(|source| JournalError::Folder { path: self.path.clone(), source })
     }
+}
+
+/// Makes the tables in a database that has none; in one transaction, so that there are all or none.
+fn set_up(connection: &mut Connection) -> Result<(), rusqlite::Error> {
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    let transaction = connection.transaction()?;
+    let new: bool = transaction.query_row("SELECT NOT EXISTS (SELECT 1 FROM sqlite_schema)", [], |row| row.get(0))?;
+    if new {
+        transaction.execute_batch(
+            "CREATE TABLE meta (format INTEGER NOT NULL, last INTEGER NOT NULL, chain BLOB NOT NULL);
+             CREATE TABLE records (
+                 seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL, outcomes BLOB NOT NULL, chain BLOB NOT NULL);",
+        )?;
+        transaction.execute("INSERT INTO meta VALUES (?1, 0, ?2)", params![FORMAT, start().as_bytes()])?;
+    }
+    transaction.commit()
 }
 
 /// Reads a folder's records without its lock, for showing what is there.
@@ -141,8 +158,8 @@ impl Journal {
 /// # Errors
 /// As [`Journal::open`].
 pub fn read(folder: &Path) -> Result<Vec<Record>, JournalError> {
-    let (path, connection) = open_to_read(folder)?;
-    Ok(load(&path, &connection)?.0)
+    let (path, connection, told) = open_to_read(folder)?;
+    Ok(load(&path, &connection, told)?.0)
 }
 
 /// Checks every record and the database itself; gives the number of records.
@@ -150,9 +167,9 @@ pub fn read(folder: &Path) -> Result<Vec<Record>, JournalError> {
 /// # Errors
 /// Names the first record that is not what was written.
 pub fn verify(folder: &Path) -> Result<usize, JournalError> {
-    let (path, connection) = open_to_read(folder)?;
+    let (path, connection, told) = open_to_read(folder)?;
     // The records first: they are named, where the database's own check only knows pages.
-    let records = load(&path, &connection)?.0.len();
+    let records = load(&path, &connection, told)?.0.len();
     let sound: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).map_err(at(&path))?;
     if sound != "ok" {
         return Err(damaged(&path, 0, format!("the database's own check says: {sound}")));
@@ -160,17 +177,19 @@ pub fn verify(folder: &Path) -> Result<usize, JournalError> {
     Ok(records)
 }
 
-fn open_to_read(folder: &Path) -> Result<(PathBuf, Connection), JournalError> {
+fn open_to_read(folder: &Path) -> Result<(PathBuf, Connection, Option<Head>), JournalError> {
     let path = folder.join(FILE);
     if !path.is_file() {
         return Err(JournalError::Missing(folder.to_owned()));
     }
+    // Before the records: a coordinator may be appending.
+    let told = head::read(folder).map_err(|source| JournalError::Folder { path: folder.to_owned(), source })?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(&path, flags).map_err(at(&path))?;
-    Ok((path, connection))
+    Ok((path, connection, told))
 }
 
-fn load(path: &Path, connection: &Connection) -> Result<(Vec<Record>, i64, Digest), JournalError> {
+fn load(path: &Path, connection: &Connection, told: Option<Head>) -> Result<(Vec<Record>, i64, Digest), JournalError> {
     let database = at(path);
     let meta = connection.query_row("SELECT format, last, chain FROM meta", [], |row| {
         Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, Vec<u8>>(2)?))
@@ -204,13 +223,21 @@ fn load(path: &Path, connection: &Connection) -> Result<(Vec<Record>, i64, Diges
             return Err(damaged(path, seq, "it is not what was written: its digest does not fit its content".into()));
         }
         let record: Record = serde_json::from_str(&body).map_err(|error| damaged(path, seq, error.to_string()))?;
+        if told.is_some_and(|(last, told)| last == seq && told != chain) {
+            return Err(damaged(path, seq, "it is not the one that was acknowledged".into()));
+        }
         records.push(record.join(&outcomes).ok_or_else(|| damaged(path, seq, "its item outcomes have another length".into()))?);
         expected += 1;
     }
     if expected - 1 != last || head != chain.as_bytes() {
         return Err(damaged(path, expected.min(last), format!("{last} records were written, and {} are here", expected - 1)));
     }
-    Ok((records, last, chain))
+    match told {
+        Some((told, _)) if told > last => {
+            Err(damaged(path, last + 1, format!("{told} records were acknowledged, and {last} are here: the end was lost")))
+        }
+        _ => Ok((records, last, chain)),
+    }
 }
 
 fn start() -> Digest {
@@ -262,6 +289,25 @@ mod tests {
         let Record::Result { number: 1, scores, .. } = &records[2] else { panic!("{records:?}") };
         assert_eq!(scores.tasks[0].credits, [1.0, 1.0, 0.0]);
         assert_eq!(verify(folder.path()).unwrap(), 3);
+    }
+
+    #[test]
+    fn a_full_disk_takes_no_record_and_loses_none() {
+        let folder = tempfile::tempdir().unwrap();
+        filled(folder.path());
+        let (mut journal, before) = Journal::open(folder.path()).unwrap();
+        let pages: i64 = journal.connection.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
+        journal.connection.pragma_update(None, "max_page_count", pages + 1).unwrap();
+        let large = |index| Record::Stop { number: index, reason: "x".repeat(3000) };
+        let group: Vec<_> = (0..4).map(large).collect();
+        let error = journal.append(&group).unwrap_err().to_string();
+        assert!(error.contains("journal.sqlite") && error.contains("full"), "{error}");
+        // Room again: the same journal goes on.
+        journal.connection.pragma_update(None, "max_page_count", 1000).unwrap();
+        journal.append(&group).unwrap();
+        drop(journal);
+        let after = read(folder.path()).unwrap();
+        assert_eq!((&after[..3], &after[3..]), (&before[..], &group[..]));
     }
 
     #[test]
