@@ -123,6 +123,19 @@ fn every_limit_ends_the_search_at_its_place() {
     assert_eq!(ended.len(), 4, "{ended:?}");
 }
 
+#[test]
+fn a_limit_beyond_all_numbers_is_no_limit() {
+    for stop in
+        [Stop { offspring: Some(u64::MAX), ..Stop::default() }, Stop { generations: Some(u64::MAX / 2), ..Stop::default() }]
+    {
+        let mut search = Search::new(setup(PLAIN, 1, 1, 4, stop)).unwrap();
+        for _ in 0..50 {
+            let spec = search.ask().unwrap();
+            search.tell(spec.number, outcome(&spec)).unwrap();
+        }
+    }
+}
+
 /// Start models that could be scored.
 fn offspring_per_generation(seed: u64) -> u64 {
     let mut search = Search::new(setup(PLAIN, seed, 1, 4, Stop { offspring: Some(0), ..Stop::default() })).unwrap();

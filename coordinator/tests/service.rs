@@ -435,6 +435,15 @@ async fn a_message_that_is_too_large_is_refused_and_the_service_lives_on() {
 }
 
 #[tokio::test]
+async fn leases_of_any_length_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let endless = |definition: &mut Value| definition["fleet"] = json!({ "lease_seconds": 1e300, "heartbeat_seconds": 1e290 });
+    let served = Served::start(folder.path(), &resolved(endless)).await;
+    Worker::join(&served.address, "w").await.work().await;
+    served.end().await.unwrap();
+}
+
+#[tokio::test]
 async fn times_that_are_none_do_not_reach_the_journal() {
     let folder = tempfile::tempdir().unwrap();
     let served = Served::start(folder.path(), &resolved(|_| ())).await;

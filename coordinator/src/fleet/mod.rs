@@ -3,10 +3,7 @@
 //! A lease is held under a fencing token `(epoch, spec, attempt)`. Only the live token's report counts: a worker that was thought dead and
 //! comes back late finds its token superseded.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use evolver_common::recipe::Recipe;
 
@@ -76,7 +73,7 @@ pub struct Fleet {
     epoch: u64,
     lease: Duration,
     attempts: usize,
-    workers: HashMap<String, Worker>,
+    workers: BTreeMap<String, Worker>,
     work: BTreeMap<u64, Work>,
 }
 
@@ -84,7 +81,7 @@ impl Fleet {
     /// A fleet under this epoch. `lease` is how long a lease holds without a heartbeat; `attempts` failures give a spec up.
     #[must_use]
     pub fn new(epoch: u64, lease: Duration, attempts: u32) -> Self {
-        Self { epoch, lease, attempts: attempts as usize, workers: HashMap::new(), work: BTreeMap::new() }
+        Self { epoch, lease, attempts: attempts as usize, workers: BTreeMap::new(), work: BTreeMap::new() }
     }
 
     /// Adds a spec to be worked on.
@@ -111,7 +108,7 @@ impl Fleet {
         self.workers.contains_key(name)
     }
 
-    /// The workers by name.
+    /// The workers, in the order of their names.
     pub fn workers(&self) -> impl Iterator<Item = (&String, &Worker)> {
         self.workers.iter()
     }

@@ -330,7 +330,7 @@ impl Search {
         ];
         // Limits on how many are drawn are known at once; the others hold from the moment they are reached.
         if let Some((limit, by)) = total.into_iter().flatten().min() {
-            self.end_at(start + limit, by);
+            self.end_at(start.saturating_add(limit), by);
         }
         if stop.evaluations.is_some_and(|limit| self.items >= limit) {
             self.end("stop.evaluations");

@@ -126,7 +126,7 @@ impl Coordinator {
         let (publish, status) = watch::channel(v1::Status::default());
         let fleet = &options.resolved.definition.fleet;
         let mut core = Core {
-            fleet: Fleet::new(epoch, Duration::from_secs_f64(fleet.lease_seconds), fleet.attempts),
+            fleet: Fleet::new(epoch, duration(fleet.lease_seconds), fleet.attempts),
             definition: serde_json::to_string(&options.resolved)?,
             hash: options.resolved.hash(),
             generation: replay.search.generation(),
@@ -294,7 +294,7 @@ impl Core {
         self.fleet.register(&request.worker, &request.host, self.now());
         tracing::info!(worker = request.worker, host = request.host, "worker registered");
         let fleet = &self.replay.resolved.definition.fleet;
-        let milliseconds = |seconds: f64| u32::try_from(Duration::from_secs_f64(seconds).as_millis()).unwrap_or(u32::MAX);
+        let milliseconds = |seconds: f64| u32::try_from(duration(seconds).as_millis()).unwrap_or(u32::MAX);
         Ok(v1::RegisterReply {
             epoch: self.epoch,
             definition: self.definition.clone(),
@@ -585,6 +585,12 @@ fn lease_reply(outcome: v1::lease_reply::Outcome) -> v1::LeaseReply {
 
 fn idle() -> v1::LeaseReply {
     lease_reply(v1::lease_reply::Outcome::Idle(v1::Idle {}))
+}
+
+/// A definition's seconds, a year at most: longer ones are as good, and overflow the clock.
+fn duration(seconds: f64) -> Duration {
+    const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+    Duration::try_from_secs_f64(seconds).map_or(LONGEST, |duration| duration.min(LONGEST))
 }
 
 /// Seconds as a worker tells them; what cannot be a time counts as none. The journal's JSON has no NaN.
