@@ -11,7 +11,7 @@ use std::{
 
 use evolver_coordinator::{
     journal::{self, Record},
-    service::{Coordinator, Options, Replay, replay, serve},
+    service::{Coordinator, Options, Replay, StartError, replay, serve},
 };
 use evolver_proto::{
     PROTOCOL,
@@ -525,4 +525,23 @@ async fn a_result_of_another_recipe_is_named_on_opening() {
     let last = records.len();
     let error = replay(&records, None).err().unwrap().to_string();
     assert!(error.starts_with(&format!("record {last}: spec 5 was scored as recipe")), "{error}");
+}
+
+#[tokio::test]
+async fn a_changed_definition_is_refused_and_a_raised_limit_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    Served::start(folder.path(), &resolved(|_| ())).await.end().await.unwrap();
+    let start = |key: &'static str, value: u64| {
+        let change = move |definition: &mut Value| *definition.pointer_mut(key).unwrap() = value.into();
+        Coordinator::start(&Options { dir: folder.path().into(), resolved: resolved(change) })
+    };
+    let sentence = |error: Option<StartError>| error.unwrap().to_string();
+    assert!(sentence(start("/search/seed", 8).err()).contains("search.seed: was 7, now 8"));
+    assert!(sentence(start("/stop/offspring", 11).err()).contains("stop.offspring: was 12, now 11 (a limit may only be raised)"));
+    start("/stop/offspring", 13).unwrap().join().unwrap();
+    // What was raised is the definition now.
+    assert!(sentence(start("/stop/offspring", 12).err()).contains("was 13, now 12"));
+    start("/stop/offspring", 13).unwrap().join().unwrap();
+    let records = journal::read(folder.path()).unwrap();
+    assert_eq!(records.iter().filter(|record| matches!(record, Record::Definition { .. })).count(), 2);
 }

@@ -19,7 +19,7 @@ use evolver_proto::{PROTOCOL, request_bytes_max, scores_from_wire, split_to_wire
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::replay::{Replay, ReplayError, STOP_SECONDS, replay};
+use super::replay::{self, Replay, ReplayError, STOP_SECONDS};
 use crate::{
     fleet::{Fleet, Token, Verdict},
     journal::{Journal, JournalError, Record, Timings},
@@ -112,13 +112,13 @@ impl Coordinator {
         if records.is_empty() {
             opening.push(definition);
         } else {
-            let old = replay(&records, None)?.resolved;
+            let old = replay::definition(&records)?;
             compatible(&old, &options.resolved)?;
             if old != options.resolved {
                 opening.push(definition);
             }
         }
-        let replay = replay(&records, Some(&options.resolved))?;
+        let replay = replay::replay(&records, Some(&options.resolved))?;
         let epoch = replay.epoch + 1;
         opening.push(Record::Start { epoch, version: env!("CARGO_PKG_VERSION").into() });
         journal.append(&opening)?;

@@ -96,19 +96,25 @@ pub struct Replay {
     pub committed_at: BTreeMap<u64, f64>,
 }
 
+/// The latest definition that was journaled.
+///
+/// # Errors
+/// If there is none, or it cannot be read.
+pub(super) fn definition(records: &[Record]) -> Result<Resolved, ReplayError> {
+    let latest = (1..).zip(records).filter_map(|(index, record)| match record {
+        Record::Definition { resolved, .. } => Some((index, resolved)),
+        _ => None,
+    });
+    let (record, resolved) = latest.last().ok_or(ReplayError::NoDefinition)?;
+    serde_json::from_value(resolved.clone()).map_err(|source| ReplayError::Definition { record, source })
+}
+
 /// Folds records; a definition given as `newer` holds instead of the journaled one.
 ///
 /// # Errors
 /// Names the record that does not fit.
 pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, ReplayError> {
-    let mut journaled = None;
-    for (index, record) in (1..).zip(records) {
-        if let Record::Definition { resolved, .. } = record {
-            let read = serde_json::from_value::<Resolved>(resolved.clone());
-            journaled = Some(read.map_err(|source| ReplayError::Definition { record: index, source })?);
-        }
-    }
-    let resolved = newer.cloned().or(journaled).ok_or(ReplayError::NoDefinition)?;
+    let resolved = newer.map_or_else(|| definition(records), |newer| Ok(newer.clone()))?;
     let mut this = Replay {
         search: Search::new(setup::search(&resolved)?)?,
         resolved,
