@@ -107,7 +107,7 @@ async fn a_lease_that_ran_out_is_taken_over_and_the_late_report_is_superseded() 
 
 /// Short leases.
 fn quick(definition: &mut Value) {
-    definition["fleet"] = json!({ "lease_seconds": 0.5, "heartbeat_seconds": 0.1 });
+    definition["fleet"] = json!({ "lease_seconds": 1.0, "heartbeat_seconds": 0.2 });
 }
 
 #[tokio::test]
@@ -126,7 +126,7 @@ async fn a_heartbeat_prolongs_the_lease() {
     let only = worker.lease().await;
     let mut other = Worker::join(&served.address, "other").await;
     let waiting = tokio::spawn(async move { (other.ask(short(10_000)).await.unwrap(), Instant::now()) });
-    for _ in 0..15 {
+    for _ in 0..20 {
         tokio::time::sleep(short(100)).await;
         assert!(worker.heartbeat(only.token).await.valid);
     }
@@ -135,7 +135,7 @@ async fn a_heartbeat_prolongs_the_lease() {
     assert_eq!(served.status().workers.iter().find(|worker| worker.worker == "w").unwrap().items_done, 3);
     let (taken, when) = waiting.await.unwrap();
     assert!(matches!(taken, Outcome::Assignment(taken) if token(&taken).spec == token(&only).spec));
-    assert!(when - last < short(1500), "taken over after {:?}", when - last);
+    assert!(when - last < short(3000), "taken over after {:?}", when - last);
     assert!(!worker.heartbeat(only.token).await.valid);
     served.end().await.unwrap();
 }
