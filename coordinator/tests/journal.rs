@@ -189,8 +189,23 @@ fn a_log_that_is_cut_flipped_or_gone_loses_nothing_in_silence() {
     }
     println!("{found} of 3000 flips in the log refused, the others harmless");
     assert!(found > 1000);
-    // The database or the folder's whole content but the head gone.
-    assert_eq!(lost(killed.opened(|folder| fs::remove_file(folder.join(DATABASE)).unwrap()), "no database"), 1);
+}
+
+#[test]
+fn a_database_that_is_gone_or_empty_is_refused_and_its_log_left_alone() {
+    let killed = Killed::new();
+    for empty in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(LOG), &killed.log).unwrap();
+        fs::write(folder.path().join(HEAD), &killed.head).unwrap();
+        if empty {
+            fs::write(folder.path().join(DATABASE), []).unwrap();
+            assert!(verify(folder.path()).unwrap_err().to_string().contains("gone or empty"));
+        }
+        let error = Journal::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("12 records were acknowledged, and the file is gone or empty"), "{error}");
+        assert_eq!(fs::read(folder.path().join(LOG)).unwrap(), killed.log);
+    }
 }
 
 #[test]

@@ -88,11 +88,7 @@ impl Journal {
         let path = folder.join(FILE);
         let database = at(&path);
         let told = head::read(folder).map_err(io)?;
-        // SQLite would make a new database, and remove the log of the old one.
-        let size = fs::metadata(&path).map_or(0, |metadata| metadata.len());
-        if let (0, Some((last, _))) = (size, told) {
-            return Err(damaged(&path, 1, format!("{last} records were acknowledged, and the file is gone or empty")));
-        }
+        not_gone(&path, told)?;
         let mut connection = Connection::open(&path).map_err(&database)?;
         set_up(&mut connection).map_err(&database)?;
         let (records, last, chain) = load(&path, &connection, told)?;
@@ -184,9 +180,21 @@ fn open_to_read(folder: &Path) -> Result<(PathBuf, Connection, Option<Head>), Jo
     }
     // Before the records: a coordinator may be appending.
     let told = head::read(folder).map_err(|source| JournalError::Folder { path: folder.to_owned(), source })?;
+    not_gone(&path, told)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(&path, flags).map_err(at(&path))?;
     Ok((path, connection, told))
+}
+
+/// Refuses an empty database whose records were acknowledged before SQLite takes it for a new one and removes the log of the old one.
+fn not_gone(path: &Path, told: Option<Head>) -> Result<(), JournalError> {
+    let size = fs::metadata(path).map_or(0, |metadata| metadata.len());
+    match told {
+        Some((last, _)) if size == 0 => {
+            Err(damaged(path, 1, format!("{last} records were acknowledged, and the file is gone or empty")))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn load(path: &Path, connection: &Connection, told: Option<Head>) -> Result<(Vec<Record>, i64, Digest), JournalError> {
