@@ -3,14 +3,16 @@
 //! - [`engine`]: streams a whole recipe graph block by block, each shared node once, in constant working memory.
 //! - [`pass`]: a pass over a merge's inputs, for the methods that need statistics of whole models.
 //! - [`order`]: exact order statistics by counting over float bits.
+//! - [`layers`]: where each tensor stands in the stack of layers, for coefficients that differ between them.
 //! - [`elementary`]: `exp` with the same bits on every machine.
-//! - [`settings`]: declared parameters: their check, defaults and documentation.
+//! - [`settings`]: declared parameters: their check, defaults and documentation, and their values at each tensor.
 //! - [`config`]: mergekit's YAML.
 //! - one file per method, listed in [`METHODS`].
 
 pub mod config;
 mod elementary;
 mod engine;
+mod layers;
 mod linear;
 mod order;
 mod pass;
@@ -21,10 +23,11 @@ mod ties;
 
 pub use self::{
     engine::{BuildError, CheckpointLeaf, Engine, InMemory, Leaf, Options, Sink},
+    layers::Layers,
     pass::{Inputs, Pass},
     settings::{Default, Kind, ParameterError, ParameterSpec, Scope, Settings, normalize},
 };
-use crate::suggest;
+use crate::{recipe::Merge, suggest};
 
 /// Every merge method, in the order of their publication.
 pub const METHODS: &[&dyn Method] = &[&linear::Linear, &task_arithmetic::TaskArithmetic, &ties::Ties, &pcb::Pcb];
@@ -35,18 +38,42 @@ pub trait Method: Sync {
     fn name(&self) -> &'static str;
     /// One sentence: what it computes, and its source.
     fn summary(&self) -> &'static str;
-    /// Whether task vectors are taken from a base.
-    fn needs_base(&self) -> bool;
+    /// What it does with a base.
+    fn base(&self) -> Base;
     /// Its parameters.
     fn parameters(&self) -> &'static [ParameterSpec];
+    /// Refuses a merge whose inputs or parameters do not fit together, by a sentence.
+    ///
+    /// # Errors
+    /// The sentence.
+    fn check(&self, _merge: &Merge) -> Result<(), String> {
+        Ok(())
+    }
     /// Takes the statistics that it needs, in as many passes over the inputs as it needs, and gives what combines a block.
     fn prepare(&self, settings: &Settings, pass: &Pass<'_>) -> Box<dyn Combine>;
 }
 
 /// Combines blocks of a merge's inputs.
 pub trait Combine: Send + Sync {
-    /// Writes the merged values of one block; element by element, in F64, rounded to F32 once.
+    /// Writes the merged values of one block: computed in F64, rounded to F32 once.
     fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]);
+
+    /// Whether a block has to be a whole tensor, since values depend on others of their row or tensor. The memory that a build takes is then
+    /// bounded by the largest tensors under way and not by the block size.
+    fn whole_tensors(&self) -> bool {
+        false
+    }
+}
+
+/// What a method does with a base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Base {
+    /// It has no use for one.
+    Unused,
+    /// It merges differences to a base if there is one, else the models themselves.
+    Optional,
+    /// It cannot do without.
+    Needed,
 }
 
 /// The method of this name.

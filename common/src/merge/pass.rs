@@ -24,6 +24,8 @@ pub struct Inputs<'a> {
     pub models: &'a [&'a [f32]],
     /// Index of the tensor in the space.
     pub tensor: usize,
+    /// Sides of the whole tensor.
+    pub shape: &'a [usize],
     /// Index of the block's first element in its tensor.
     pub offset: usize,
 }
@@ -73,7 +75,16 @@ impl Pass<'_> {
             let (mut state, mut workspace) = pooled.unwrap_or_else(|| (start(), Workspace::default()));
             let result = self.program.evaluate(job, &self.operands, &mut workspace, |values| {
                 let (base, models) = if self.has_base { (values[0], &values[1..]) } else { (&[][..], values) };
-                step(&mut state, &Inputs { base, models, tensor: job.tensor, offset: job.elements.start });
+                step(
+                    &mut state,
+                    &Inputs {
+                        base,
+                        models,
+                        tensor: job.tensor,
+                        shape: self.program.shape(job.tensor),
+                        offset: job.elements.start,
+                    },
+                );
                 Ok(())
             });
             if let Err(error) = result {

@@ -8,8 +8,8 @@
 //! Scores are rounded to F32 before they are ranked. `weight` is the coefficient lambda_i, inside the mean over tasks.
 
 use super::{
-    Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings, elementary::exp, linear::WEIGHT, order, round,
-    task_vector,
+    Base, Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings, elementary::exp, linear::WEIGHT, order,
+    round, task_vector,
 };
 
 pub(super) struct Pcb;
@@ -26,8 +26,8 @@ impl Method for Pcb {
         "weigh each parameter by its competition within and between tasks, drop the weak, rescale the rest (Du et al., Parameter Competition Balancing, NeurIPS 2024)"
     }
 
-    fn needs_base(&self) -> bool {
-        true
+    fn base(&self) -> Base {
+        Base::Needed
     }
 
     fn parameters(&self) -> &'static [ParameterSpec] {
@@ -43,7 +43,7 @@ impl Method for Pcb {
             ParameterSpec {
                 name: "ratio",
                 scope: Scope::Merge,
-                kind: Kind::Number(0.0, 1.0),
+                kind: Kind::Constant(0.0, 1.0),
                 default: Default::Number(0.1),
                 doc: "Share of each task's parameters that is kept.",
             },
@@ -54,7 +54,7 @@ impl Method for Pcb {
     fn prepare(&self, settings: &Settings, pass: &Pass<'_>) -> Box<dyn Combine> {
         let elements: usize = pass.elements().iter().sum();
         let cut = rank(elements, 1.0 - settings.number("ratio"), 0.0);
-        let weights = settings.numbers("weight");
+        let weights = settings.per_model("weight");
         if settings.choice("variant") == "script" {
             Box::new(Script::prepare(pass, elements, cut, weights))
         } else {
@@ -108,7 +108,7 @@ struct Paper {
     /// Softmax denominators of the intra term, one per task.
     intra: Vec<f64>,
     cuts: Vec<f32>,
-    weights: Vec<f64>,
+    weights: Vec<Vec<f64>>,
 }
 
 /// Index of the pair (i, j) in a list over i <= j.
@@ -118,7 +118,7 @@ fn pair(i: usize, j: usize) -> usize {
 }
 
 impl Paper {
-    fn prepare(pass: &Pass<'_>, cut: u64, weights: Vec<f64>) -> Self {
+    fn prepare(pass: &Pass<'_>, cut: u64, weights: Vec<Vec<f64>>) -> Self {
         let models = pass.models();
         let pairs = models * (models + 1) / 2;
         let spans = pass.fold(
@@ -226,7 +226,7 @@ impl Combine for Paper {
             let (mut sum, mut divisor) = (0.0, 0.0);
             for (i, &score) in work.scores.iter().enumerate() {
                 if score >= self.cuts[i] {
-                    sum += self.weights[i] * f64::from(score) * work.deltas[i];
+                    sum += self.weights[inputs.tensor][i] * f64::from(score) * work.deltas[i];
                     divisor += f64::from(score);
                 }
             }
@@ -242,11 +242,11 @@ struct Script {
     bounds: Vec<Span>,
     /// Cut and largest score, per task.
     scores: Vec<Span>,
-    weights: Vec<f64>,
+    weights: Vec<Vec<f64>>,
 }
 
 impl Script {
-    fn prepare(pass: &Pass<'_>, elements: usize, cut: u64, weights: Vec<f64>) -> Self {
+    fn prepare(pass: &Pass<'_>, elements: usize, cut: u64, weights: Vec<Vec<f64>>) -> Self {
         let models = pass.models();
         let low = rank(elements, WINSOR, 0.0);
         let high = rank(elements, 1.0 - WINSOR, 1.0).max(low);
@@ -296,7 +296,7 @@ impl Combine for Script {
                 let delta = work.deltas[i];
                 // Exact zeros stay zero; other values take their sign to the clamped magnitude.
                 let clamped = if delta == 0.0 { 0.0 } else { self.clamped(i, delta).copysign(delta) };
-                sum += self.weights[i] * clamped * scale;
+                sum += self.weights[inputs.tensor][i] * clamped * scale;
                 divisor += scale;
             }
             *out = round(f64::from(inputs.base[element]) + sum / divisor.max(1e-12));

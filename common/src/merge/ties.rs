@@ -2,7 +2,7 @@
 //! weighted task vectors.
 
 use super::{
-    Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings, linear::WEIGHT, order, round,
+    Base, Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings, linear::WEIGHT, order, round,
     task_arithmetic::LAMBDA, task_vector,
 };
 
@@ -11,9 +11,10 @@ pub(super) struct Ties;
 struct Trimmed {
     /// `[tensor][model]`: magnitudes from here on are kept.
     thresholds: Vec<Vec<f32>>,
-    weights: Vec<f64>,
-    lambda: f64,
-    normalize: bool,
+    /// `[tensor][model]`.
+    weights: Vec<Vec<f64>>,
+    lambda: Vec<f64>,
+    normalize: Vec<bool>,
 }
 
 impl Method for Ties {
@@ -25,8 +26,8 @@ impl Method for Ties {
         "trim each task vector to its largest magnitudes, elect a sign per parameter, merge what agrees (Yadav et al., TIES-Merging, NeurIPS 2023)"
     }
 
-    fn needs_base(&self) -> bool {
-        true
+    fn base(&self) -> Base {
+        Base::Needed
     }
 
     fn parameters(&self) -> &'static [ParameterSpec] {
@@ -52,14 +53,18 @@ impl Method for Ties {
     }
 
     fn prepare(&self, settings: &Settings, pass: &Pass<'_>) -> Box<dyn Combine> {
-        let densities = settings.numbers("density");
-        let thresholds =
-            pass.elements().iter().enumerate().map(|(tensor, &elements)| thresholds(pass, tensor, elements, &densities));
+        let densities = settings.per_model("density");
+        let thresholds = pass
+            .elements()
+            .iter()
+            .zip(&densities)
+            .enumerate()
+            .map(|(tensor, (&elements, densities))| thresholds(pass, tensor, elements, densities));
         Box::new(Trimmed {
             thresholds: thresholds.collect(),
-            weights: settings.numbers("weight"),
-            lambda: settings.number("lambda"),
-            normalize: settings.flag("normalize"),
+            weights: settings.per_model("weight"),
+            lambda: settings.per_tensor("lambda"),
+            normalize: settings.flags("normalize"),
         })
     }
 }
@@ -102,12 +107,13 @@ fn thresholds(pass: &Pass<'_>, tensor: usize, elements: usize, densities: &[f64]
 
 impl Combine for Trimmed {
     fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]) {
-        let thresholds = &self.thresholds[inputs.tensor];
+        let (thresholds, weights) = (&self.thresholds[inputs.tensor], &self.weights[inputs.tensor]);
+        let (lambda, normalize) = (self.lambda[inputs.tensor], self.normalize[inputs.tensor]);
         for (element, out) in out.iter_mut().enumerate() {
             let base = inputs.base[element];
             let kept = |model: usize| {
                 let delta = task_vector(inputs.models[model][element], base);
-                if delta.abs() >= thresholds[model] { self.weights[model] * f64::from(delta) } else { 0.0 }
+                if delta.abs() >= thresholds[model] { weights[model] * f64::from(delta) } else { 0.0 }
             };
             let models = 0..inputs.models.len();
             let positive = models.clone().map(kept).sum::<f64>() >= 0.0;
@@ -116,13 +122,13 @@ impl Combine for Trimmed {
                 let delta = kept(model);
                 if delta != 0.0 && (delta > 0.0) == positive {
                     sum += delta;
-                    divisor += self.weights[model];
+                    divisor += weights[model];
                 }
             }
-            if self.normalize && divisor.abs() >= 1e-8 {
+            if normalize && divisor.abs() >= 1e-8 {
                 sum /= divisor;
             }
-            *out = round(f64::from(base) + self.lambda * sum);
+            *out = round(f64::from(base) + lambda * sum);
         }
     }
 }
