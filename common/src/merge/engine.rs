@@ -303,6 +303,7 @@ impl Engine {
             operands: operands.to_vec(),
             has_base: merge.base.is_some(),
             jobs: program.jobs(self),
+            whole: &self.whole,
             elements: &self.elements,
             failure: &failure,
         };

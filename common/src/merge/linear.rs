@@ -51,11 +51,15 @@ impl Method for Linear {
     }
 }
 
-/// The weights for each tensor, divided by their sum where `normalize` says so. A sum of zero gives infinities, which the engine refuses by name.
+/// The weights for each tensor, divided by their sum where `normalize` says so.
 pub(super) fn normalized(settings: &Settings) -> Vec<Vec<f64>> {
-    let mut rows = settings.per_model("weight");
-    for (row, normalize) in rows.iter_mut().zip(settings.flags("normalize")) {
-        let divisor: f64 = if normalize { row.iter().sum() } else { 1.0 };
+    divided(settings.per_model("weight"), &settings.flags("normalize"))
+}
+
+/// Rows divided by their sums where the flags say so. A sum of zero gives infinities, which the engine refuses by name.
+pub(super) fn divided(mut rows: Vec<Vec<f64>>, flags: &[bool]) -> Vec<Vec<f64>> {
+    for row in rows.iter_mut().zip(flags).filter_map(|(row, flag)| flag.then_some(row)) {
+        let divisor: f64 = row.iter().sum();
         row.iter_mut().for_each(|weight| *weight /= divisor);
     }
     rows

@@ -5,19 +5,37 @@
 //! - [`order`]: exact order statistics by counting over float bits.
 //! - [`layers`]: where each tensor stands in the stack of layers, for coefficients that differ between them.
 //! - [`elementary`]: `exp` with the same bits on every machine.
+//! - [`statistics`]: sums and inner products per tensor.
+//! - [`span`], [`sparse`]: what families of methods share.
 //! - [`settings`]: declared parameters: their check, defaults and documentation, and their values at each tensor.
 //! - [`config`]: mergekit's YAML.
 //! - one file per method, listed in [`METHODS`].
 
+mod arcee_fusion;
+mod breadcrumbs;
 pub mod config;
+mod dare;
+mod della;
 mod elementary;
 mod engine;
+mod karcher;
 mod layers;
 mod linear;
+mod model_stock;
+mod multislerp;
+mod nearswap;
+mod nuslerp;
 mod order;
 mod pass;
+mod passthrough;
 mod pcb;
+mod ram;
+mod sce;
 mod settings;
+mod slerp;
+mod span;
+mod sparse;
+mod statistics;
 mod task_arithmetic;
 mod ties;
 
@@ -29,8 +47,30 @@ pub use self::{
 };
 use crate::{recipe::Merge, suggest};
 
-/// Every merge method, in the order of their publication.
-pub const METHODS: &[&dyn Method] = &[&linear::Linear, &task_arithmetic::TaskArithmetic, &ties::Ties, &pcb::Pcb];
+/// Every merge method, kin beside kin.
+pub const METHODS: &[&dyn Method] = &[
+    &linear::Linear,
+    &passthrough::Passthrough,
+    &slerp::Slerp,
+    &nuslerp::Nuslerp,
+    &multislerp::Multislerp,
+    &karcher::Karcher,
+    &task_arithmetic::TaskArithmetic,
+    &ties::Ties,
+    &dare::DareLinear,
+    &dare::DareTies,
+    &breadcrumbs::Breadcrumbs,
+    &breadcrumbs::BreadcrumbsTies,
+    &della::DellaLinear,
+    &della::Della,
+    &model_stock::ModelStock,
+    &nearswap::NearSwap,
+    &arcee_fusion::ArceeFusion,
+    &sce::Sce,
+    &ram::Ram,
+    &ram::RamPlus,
+    &pcb::Pcb,
+];
 
 /// A merge method.
 pub trait Method: Sync {

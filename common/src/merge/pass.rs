@@ -43,6 +43,8 @@ pub struct Pass<'a> {
     pub(super) operands: Vec<usize>,
     pub(super) has_base: bool,
     pub(super) jobs: &'a [Job],
+    /// One job a tensor.
+    pub(super) whole: &'a [Job],
     pub(super) elements: &'a [usize],
     pub(super) failure: &'a Mutex<Option<BuildError>>,
 }
@@ -58,6 +60,11 @@ impl Pass<'_> {
     #[must_use]
     pub fn elements(&self) -> &[usize] {
         self.elements
+    }
+
+    /// The same pass, a whole tensor at a time.
+    pub(super) fn by_tensor(&self) -> Pass<'_> {
+        Pass { jobs: self.whole, operands: self.operands.clone(), ..*self }
     }
 
     /// Folds over all blocks, or those of one tensor. `join` must not care about order.
