@@ -6,7 +6,7 @@
 //! - [`layers`]: where each tensor stands in the stack of layers, for coefficients that differ between them.
 //! - [`elementary`]: `exp` with the same bits on every machine.
 //! - [`statistics`]: sums and inner products per tensor.
-//! - [`span`], [`sparse`]: what families of methods share.
+//! - [`span`], [`sparse`], [`matrix`]: what families of methods share.
 //! - [`settings`]: declared parameters: their check, defaults and documentation, and their values at each tensor.
 //! - [`config`]: mergekit's YAML.
 //! - one file per method, listed in [`METHODS`].
@@ -14,13 +14,21 @@
 mod arcee_fusion;
 mod breadcrumbs;
 pub mod config;
+mod consensus;
 mod dare;
 mod della;
 mod elementary;
+mod emr;
 mod engine;
+mod iso;
 mod karcher;
+mod knots;
 mod layers;
 mod linear;
+mod lines;
+mod localize_stitch;
+mod magmax;
+mod matrix;
 mod model_stock;
 mod multislerp;
 mod nearswap;
@@ -38,6 +46,8 @@ mod sparse;
 mod statistics;
 mod task_arithmetic;
 mod ties;
+mod tsv;
+mod wudi;
 
 pub use self::{
     engine::{BuildError, CheckpointLeaf, Engine, InMemory, Leaf, Options, Sink},
@@ -70,6 +80,16 @@ pub const METHODS: &[&dyn Method] = &[
     &ram::Ram,
     &ram::RamPlus,
     &pcb::Pcb,
+    &consensus::Consensus,
+    &emr::Emr,
+    &magmax::MagMax,
+    &lines::Lines,
+    &localize_stitch::LocalizeStitch,
+    &tsv::Tsv,
+    &iso::IsoC,
+    &iso::IsoCts,
+    &knots::Knots,
+    &wudi::Wudi,
 ];
 
 /// A merge method.
