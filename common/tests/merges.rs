@@ -89,7 +89,7 @@ fn build(engine: &Engine, recipe: &Recipe, threads: usize) -> InMemory {
 }
 
 fn families() -> Vec<Family> {
-    let files = [include_str!("golden/mergekit.json"), include_str!("golden/pcb.json")];
+    let files = [include_str!("golden/mergekit.json"), include_str!("golden/pcb.json"), include_str!("golden/recent.json")];
     files.into_iter().map(|file| serde_json::from_str(file).unwrap()).collect()
 }
 
@@ -166,6 +166,7 @@ fn every_merge() -> Vec<Recipe> {
         let mut parameters = Parameters::new();
         for spec in method.parameters() {
             match spec.name {
+                _ if !spec.kind.varies() => {}
                 "density" => drop(parameters.insert("density".into(), Value::Numbers(vec![0.5, 0.7]))),
                 "select_topk" | "t" => drop(parameters.insert(spec.name.into(), Value::Numbers(vec![0.2, 0.4]))),
                 _ => {}

@@ -10,6 +10,7 @@ import numpy as np
 
 import reference_mergekit
 import reference_pcb
+import reference_recent
 
 LAYERED = [("embed.weight", (5, 7)), ("h.0.attn.w", (3, 5)), ("h.0.mlp.w", (8, 6)), ("h.1.conv.w", (4, 3, 2)), ("h.2.mlp.w", (6, 8)), ("h.2.norm", (1,)), ("head.bias", (9,))]
 DEPTHS = {"embed.weight": 0.0, "h.0.attn.w": 0.0, "h.0.mlp.w": 0.0, "h.1.conv.w": 0.5, "h.2.mlp.w": 1.0, "h.2.norm": 1.0, "head.bias": 0.0}
@@ -58,6 +59,7 @@ class Parameters:
 
     def __init__(self, shared, models, name, shape):
         self.tables, self.models, self.name, self.shape = shared, models, name, shape
+        self.depth = DEPTHS.get(name, 0.0)
 
     def find(self, tables, key, default):
         for table in tables:
@@ -65,7 +67,7 @@ class Parameters:
             if isinstance(value, list) and value and isinstance(value[0], dict):
                 value = next((r["value"] for r in value if r.get("filter", "*") == "*" or r["filter"] in self.name), None)
             if isinstance(value, list):
-                place = DEPTHS.get(self.name, 0.0) * (len(value) - 1)
+                place = self.depth * (len(value) - 1)
                 below = int(place)
                 above = min(below + 1, len(value) - 1)
                 value = (1 - (place - below)) * value[below] + (place - below) * value[above]
@@ -83,6 +85,9 @@ class Parameters:
 WEIGHTS = [{"weight": 0.5}, {"weight": 0.75}, {"weight": 1.25}]
 BY_LAYER = [{"weight": [0.2, 1.0, 0.6]}, {"weight": [{"filter": "mlp", "value": 0.3}]}, {}]
 DENSITY = {"density": [{"filter": "attn", "value": 0.9}, {"filter": "mlp", "value": [0.3, 0.6]}, {"value": 0.45}]}
+
+# Methods whose reference takes the whole model.
+WHOLE_MODEL = {"pcb"} | reference_recent.GLOBAL
 
 # (method, sets, parameters, parameters of each model, whether there is a base)
 MERGEKIT = [
@@ -133,6 +138,23 @@ PCB = [
     for ratio in (0.1, 0.3)
 ]
 
+RECENT = [
+    ("consensus", ANY, {"k": 2, "lambda": 0.7}, WEIGHTS, True),
+    ("consensus", ["far"], {"k": 1, "tall_lambda": [0.2, 3.0]}, BY_LAYER, True),
+    ("magmax", ANY, {"lambda": 0.8}, WEIGHTS, True),
+    ("lines", ANY, {"alpha": 0.2, "beta": 0.6}, WEIGHTS, True),
+    ("emr", ANY, {}, [], True),
+    ("emr", ANY, {"task": 1, "lambda": 0.9}, [], True),
+    ("localize_stitch", ANY, {"density": 0.3}, [], True),
+    ("tsv", ["layered", "far", "pair", "zero", "one"], {}, WEIGHTS, True),
+    ("tsv", ["far"], {"sv_reduction": 0.3, "matrices": [{"filter": "embed", "value": False}]}, BY_LAYER, True),
+    ("iso_c", ["layered", "far", "pair", "zero", "one"], {"lambda": 0.9}, WEIGHTS, True),
+    ("iso_cts", ["layered", "far", "pair", "one"], {}, WEIGHTS, True),
+    ("iso_cts", ["far"], {"common_space_fraction": 0.4}, BY_LAYER, True),
+    ("knots", ["layered", "far", "pair", "zero", "one"], {"density": 0.4}, WEIGHTS, True),
+    ("wudi", ["layered", "far", "pair", "zero", "one"], {"iterations": 40, "learning_rate": 1e-4}, WEIGHTS, True),
+]
+
 
 def write(family, reference, cases):
     encode = lambda table: {n: {"shape": list(v.shape), "hex": np.asarray(v, np.float32).tobytes().hex()} for n, v in table.items()}
@@ -142,7 +164,7 @@ def write(family, reference, cases):
             base, models = SETS[name]
             each_here = [each[i] if i < len(each) else {} for i in range(len(models))]
             merge = reference[method]
-            if family == "pcb":
+            if method in WHOLE_MODEL:
                 result = merge(Parameters(shared, each_here, "", ()), base, models)
             else:
                 result = {
@@ -162,4 +184,5 @@ def write(family, reference, cases):
 
 if __name__ == "__main__":
     write("mergekit", reference_mergekit.METHODS, MERGEKIT)
+    write("recent", reference_recent.METHODS, RECENT)
     write("pcb", reference_pcb.METHODS, PCB)
