@@ -4,9 +4,10 @@
     cargo build --release
     venv/bin/python common/tests/compare_mergekit.py target/release/evolver [DIR]
 
-The models are Llamas of 2 layers with weights and differences of the size that fine-tuning leaves, in F32 and BF16. Differences are given plain, in units of the largest
-root mean square of a tensor's task vector (`scaled`), and as counts of values that are not equal in the saved type. Where a method drops at random the two draw different
-numbers, so that the ratio of the root mean squares of both merged task vectors is printed instead.
+The models are Llamas of 2 layers with weights and differences of the size that fine-tuning leaves. mergekit computes in the type that it merges as, evolver in F64.
+For each method the largest difference is given plain and in units of the largest root mean square of a tensor's task vector (`scaled`), then the share
+of values that are not equal, and how many are `apart` by more than 1 % of that unit. Where a method drops at random the two draw different numbers: the
+ratio of the root mean squares of both merged task vectors is printed instead.
 """
 
 import json
@@ -87,12 +88,12 @@ def main():
     evolver = Path(sys.argv[1]).resolve()
     mergekit = Path(sys.executable).parent / "mergekit-yaml"
     root = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(tempfile.mkdtemp())
-    for dtype in (torch.float32, torch.bfloat16):
-        folder = root / str(dtype).removeprefix("torch.")
-        models(folder, dtype)
+    for dtype, computed in [("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")]:
+        folder = root / f"{dtype}-{computed}"
+        models(folder, getattr(torch, dtype))
         base = {n: t.float() for n, t in weights(folder / "base").items()}
         scale = max(((t.float() - base[n]) ** 2).mean().sqrt().item() for n, t in weights(folder / "a").items())
-        print(f"\n{dtype}\n{'method':<64} {'largest':>9} {'scaled':>9} {'unequal':>9}")
+        print(f"\nsaved as {dtype}, merged as {computed}\n{'method':<64} {'largest':>9} {'scaled':>9} {'unequal':>9} {'apart':>9}")
         for number, (method, count, with_base, parameters, each) in enumerate(CASES):
             entries = [{"model": str(folder / name)} for name in "abc"[:count]]
             if each:
@@ -100,7 +101,7 @@ def main():
                     entry["parameters"] = {each: weight}
             if method in ("slerp", "nearswap", "arcee_fusion"):
                 entries.insert(0, {"model": str(folder / "base")})
-            config = {"merge_method": method, "models": entries, "parameters": parameters, "dtype": str(dtype).removeprefix("torch.")}
+            config = {"merge_method": method, "models": entries, "parameters": parameters, "dtype": computed}
             if with_base:
                 config["base_model"] = str(folder / "base")
             file = folder / f"{number}.yaml"
@@ -121,7 +122,8 @@ def main():
                 continue
             largest = max((ours[n].float() - theirs[n].float()).abs().max().item() for n in ours)
             unequal = sum((ours[n] != theirs[n]).sum().item() for n in ours) / sum(t.numel() for t in ours.values())
-            print(f"{label:<64} {largest:9.1e} {largest / scale:9.1e} {unequal:9.5f}")
+            apart = sum(((ours[n].float() - theirs[n].float()).abs() > 0.01 * scale).sum().item() for n in ours)
+            print(f"{label:<64} {largest:9.1e} {largest / scale:9.1e} {unequal:9.5f} {apart:9d}")
     if len(sys.argv) <= 2:
         shutil.rmtree(root)
 

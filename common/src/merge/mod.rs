@@ -102,6 +102,8 @@ pub trait Method: Sync {
     fn base(&self) -> Base;
     /// Its parameters.
     fn parameters(&self) -> &'static [ParameterSpec];
+    /// Writes out defaults that depend on other parameters, before all others.
+    fn complete(&self, _merge: &mut Merge) {}
     /// Refuses a merge whose inputs or parameters do not fit together, by a sentence.
     ///
     /// # Errors

@@ -64,7 +64,17 @@ impl Pass<'_> {
 
     /// The same pass, a whole tensor at a time.
     pub(super) fn by_tensor(&self) -> Pass<'_> {
-        Pass { jobs: self.whole, operands: self.operands.clone(), ..*self }
+        self.with(self.whole)
+    }
+
+    /// The blocks of some tensors.
+    pub(super) fn jobs_of(&self, tensors: &[usize]) -> Vec<Job> {
+        self.jobs.iter().filter(|job| tensors.contains(&job.tensor)).cloned().collect()
+    }
+
+    /// The same pass over these blocks only.
+    pub(super) fn with<'p>(&'p self, jobs: &'p [Job]) -> Pass<'p> {
+        Pass { jobs, operands: self.operands.clone(), ..*self }
     }
 
     /// Folds over all blocks, or those of one tensor. `join` must not care about order.

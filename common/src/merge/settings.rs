@@ -223,6 +223,7 @@ pub fn normalize(mut merge: Merge) -> Result<Merge, ParameterError> {
             return Err(bad(format!("unknown parameter {}", suggest::unknown(name, known.iter().copied()))));
         }
     }
+    method.complete(&mut merge);
     for spec in specs {
         let own = |parameters: &mut Parameters| {
             let given = parameters.remove(spec.name).map(|value| spec.coerce(value));

@@ -134,10 +134,12 @@ MERGEKIT = [
 ]
 PCB = [
     ("pcb", ["layered", "long", "element", "zero", "ties", "one"], {"variant": variant, "ratio": ratio}, WEIGHTS, True)
-    for variant in ("paper", "script")
-    for ratio in (0.1, 0.3)
+    for variant, ratio in [("paper", 0.1), ("paper", 0.3), ("script", 0.1), ("script", 0.3), ("nlp", 0.2), ("vision", 0.2), ("vision_es", 0.2)]
+] + [
+    ("pcb", ["far", "ties"], {"variant": variant, "scope": scope, "removed": [{"filter": "mlp", "value": True}]}, [], True)
+    for variant in ("paper", "vision", "vision_es")
+    for scope in ("layer", "tensor")
 ]
-
 RECENT = [
     ("consensus", ANY, {"k": 2, "lambda": 0.7}, WEIGHTS, True),
     ("consensus", ["far"], {"k": 1, "tall_lambda": [0.2, 3.0]}, BY_LAYER, True),
