@@ -28,6 +28,8 @@ pub(crate) enum Command {
     WorkerChild,
     /// Merge checkpoints once, without a search.
     Merge(Merge),
+    /// List the merge methods with their parameters.
+    Methods(Methods),
     /// Score a checkpoint on a search's tasks.
     Evaluate(Evaluate),
     /// Show where a search is and what it found.
@@ -127,6 +129,12 @@ pub(crate) struct Merge {
     /// Folder to write; must not exist or be empty.
     #[arg(long)]
     pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Methods {
+    /// Name of one method; by default all.
+    pub(crate) name: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

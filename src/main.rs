@@ -7,6 +7,7 @@ mod evaluate;
 mod export;
 mod fail;
 mod merge;
+mod methods;
 mod progress;
 mod quickstart;
 mod run;
@@ -46,6 +47,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Worker(options) => worker::worker(&options),
         Command::WorkerChild => worker::child(),
         Command::Merge(options) => merge::merge(&options),
+        Command::Methods(options) => methods::methods(&options),
         Command::Evaluate(options) => evaluate::evaluate(&options),
         Command::Show(options) => show::show(&options),
         Command::Export(options) => export::export(&options),

@@ -1,4 +1,5 @@
-//! Merge methods against golden values of an independent NumPy reference, and the same bits for any block size and thread count.
+//! Merge methods against golden values of an independent NumPy reference; every method: the same bits for any block size and thread count, and as a node
+//! inside a recipe.
 #![expect(clippy::unwrap_used, reason = "a test's helper fails as its test does")]
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
@@ -6,8 +7,8 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 use evolver_common::{
     checkpoint::{Space, SpaceTensor},
     digest::Digest,
-    merge::{Engine, InMemory, Leaf, Options, normalize},
-    recipe::{Granularity, Input, Merge, Op, Parameters, Recipe},
+    merge::{Engine, InMemory, Leaf, METHODS, Method, Options, normalize},
+    recipe::{Granularity, Input, Merge, Op, Parameters, Recipe, Value, decode, encode, parse},
 };
 use serde::Deserialize;
 
@@ -27,14 +28,26 @@ impl Tensor {
 type Model = BTreeMap<String, Tensor>;
 
 #[derive(Deserialize)]
+struct Set {
+    base: Model,
+    models: Vec<Model>,
+}
+
+#[derive(Deserialize)]
 struct Case {
     name: String,
     method: String,
+    set: String,
+    with_base: bool,
     parameters: Parameters,
     model_parameters: Vec<Parameters>,
-    base: Model,
-    models: Vec<Model>,
     expected: Model,
+}
+
+#[derive(Deserialize)]
+struct Family {
+    sets: BTreeMap<String, Set>,
+    cases: Vec<Case>,
 }
 
 struct Memory(InMemory);
@@ -54,15 +67,16 @@ fn leaf(n: usize) -> Recipe {
     Recipe::checkpoint(Digest::of(&n.to_le_bytes()))
 }
 
-fn engine(models: &[&Model], block: usize) -> Engine {
-    let tensors = models[0].iter().map(|(name, tensor)| SpaceTensor {
+/// An engine over these tensors with these models as the leaves 0, 1, 2, …
+fn engine(shapes: &[(String, Vec<usize>)], models: &[InMemory], block: usize) -> Engine {
+    let tensor = |(name, shape): &(String, Vec<usize>)| SpaceTensor {
         name: name.clone(),
-        shape: tensor.shape.clone(),
-        elements: tensor.shape.iter().product(),
-    });
-    let mut engine = Engine::new(Arc::new(Space { tensors: tensors.collect() }), Options { block });
+        shape: shape.clone(),
+        elements: shape.iter().product(),
+    };
+    let mut engine = Engine::new(Arc::new(Space { tensors: shapes.iter().map(tensor).collect() }), Options { block });
     for (index, model) in models.iter().enumerate() {
-        engine.insert(leaf(index).id(), Arc::new(Memory(model.values().map(Tensor::values).collect())));
+        engine.insert(leaf(index).id(), Arc::new(Memory(model.clone())));
     }
     engine
 }
@@ -74,48 +88,153 @@ fn build(engine: &Engine, recipe: &Recipe, threads: usize) -> InMemory {
     out
 }
 
-fn cases() -> Vec<Case> {
-    serde_json::from_str(include_str!("golden/merges.json")).unwrap()
+fn families() -> Vec<Family> {
+    let files = [include_str!("golden/mergekit.json"), include_str!("golden/pcb.json"), include_str!("golden/recent.json")];
+    files.into_iter().map(|file| serde_json::from_str(file).unwrap()).collect()
+}
+
+fn values(model: &Model) -> InMemory {
+    model.values().map(Tensor::values).collect()
 }
 
 #[test]
-fn merges_agree_with_the_reference_whatever_the_blocks_and_threads() {
-    for case in cases() {
-        let models: Vec<_> = std::iter::once(&case.base).chain(&case.models).collect();
-        let inputs = (1..)
-            .zip(&case.model_parameters)
-            .map(|(index, parameters)| Input { recipe: leaf(index), parameters: parameters.clone() });
-        let merge = Merge {
-            method: case.method.clone(),
-            base: Some(leaf(0)),
-            models: inputs.collect(),
-            parameters: case.parameters.clone(),
-        };
-        let recipe = Recipe::new(Op::Merge(normalize(merge).unwrap()));
-        let built = build(&engine(&models, 4096), &recipe, 1);
-        for (tensor, (name, expected)) in built.iter().zip(&case.expected) {
-            for (element, (found, expected)) in tensor.iter().zip(expected.values()).enumerate() {
-                let error = (found - expected).abs() / expected.abs().max(1e-6);
-                assert!(error <= 1e-6, "{}: {name}[{element}] is {found}, and {expected} is expected", case.name);
+fn merges_agree_with_the_reference() {
+    for family in families() {
+        for case in family.cases {
+            let set = &family.sets[&case.set];
+            let inputs = (1..)
+                .zip(&case.model_parameters)
+                .map(|(index, parameters)| Input { recipe: leaf(index), parameters: parameters.clone() });
+            let merge = Merge {
+                method: case.method.clone(),
+                base: case.with_base.then(|| leaf(0)),
+                models: inputs.collect(),
+                parameters: case.parameters.clone(),
+            };
+            let recipe = Recipe::new(Op::Merge(normalize(merge).unwrap()));
+            // What travels builds the same.
+            let recipe = decode(&encode(&parse(&recipe.to_string()).unwrap())).unwrap();
+            let shapes: Vec<_> = set.base.iter().map(|(name, tensor)| (name.clone(), tensor.shape.clone())).collect();
+            let models: Vec<_> = std::iter::once(&set.base).chain(&set.models).map(values).collect();
+            let built = build(&engine(&shapes, &models, 4096), &recipe, 1);
+            for (tensor, (name, expected)) in built.iter().zip(&case.expected) {
+                for (element, (found, expected)) in tensor.iter().zip(expected.values()).enumerate() {
+                    let error = (found - expected).abs() / expected.abs().max(1e-6);
+                    assert!(error <= 1e-6, "{}: {name}[{element}] is {found}, and {expected} is expected", case.name);
+                }
             }
         }
+    }
+}
+
+/// Models of three layers, with rows that no block ends at, tensors of several blocks and of one element, and equal values.
+fn models() -> (Vec<(String, Vec<usize>)>, Vec<InMemory>) {
+    let shapes = [
+        ("embed.weight", vec![130, 67]),
+        ("h.0.mlp.weight", vec![33, 24]),
+        ("h.1.mlp.weight", vec![24, 33]),
+        ("h.1.conv", vec![3, 5, 7]),
+        ("h.2.norm", vec![1]),
+        ("h.2.scale", vec![]),
+        ("head.bias", vec![9001]),
+    ];
+    let shapes: Vec<_> = shapes.into_iter().map(|(name, shape)| (name.to_owned(), shape)).collect();
+    let draw = |model: usize, tensor: usize, element: usize| {
+        let digest = Digest::of(format!("{model} {tensor} {element}").as_bytes());
+        let bytes = digest.as_bytes();
+        f32::from(i16::from_le_bytes([bytes[0], bytes[1]])) / 65536.0
+    };
+    let model = |model: usize| -> InMemory {
+        let tensor = |(tensor, (_, shape)): (usize, &(String, Vec<usize>))| {
+            let value = |element| {
+                let base = draw(0, tensor, element);
+                // A tenth of the differences is zero, and the others are few distinct values.
+                let step = (draw(model, tensor, element) * 10.0).round() / 1024.0;
+                if model == 0 { base } else { base + step }
+            };
+            (0..shape.iter().product()).map(value).collect()
+        };
+        shapes.iter().enumerate().map(tensor).collect()
+    };
+    let models = (0..4).map(model).collect();
+    (shapes, models)
+}
+
+/// A merge by every method, with as many models as it takes and parameters that differ by layer where they may.
+fn every_merge() -> Vec<Recipe> {
+    let merge = |method: &dyn Method| {
+        let mut parameters = Parameters::new();
+        for spec in method.parameters() {
+            match spec.name {
+                _ if !spec.kind.varies() => {}
+                "density" => drop(parameters.insert("density".into(), Value::Numbers(vec![0.5, 0.7]))),
+                "select_topk" | "t" => drop(parameters.insert(spec.name.into(), Value::Numbers(vec![0.2, 0.4]))),
+                _ => {}
+            }
+        }
+        let merge = |count: usize| {
+            let input = |index| Input { recipe: leaf(index), parameters: Parameters::new() };
+            normalize(Merge {
+                method: method.name().into(),
+                base: Some(leaf(0)),
+                models: (1..=count).map(input).collect(),
+                parameters: parameters.clone(),
+            })
+        };
+        let merge = merge(3).or_else(|_| merge(2)).or_else(|_| merge(1)).unwrap();
+        Recipe::new(Op::Merge(merge))
+    };
+    METHODS.iter().map(|method| merge(*method)).collect()
+}
+
+#[test]
+fn every_method_gives_the_same_bits_whatever_the_blocks_and_threads() {
+    let (shapes, models) = models();
+    for recipe in every_merge() {
+        let built = build(&engine(&shapes, &models, 4096), &recipe, 1);
         for (block, threads) in [(1, 3), (8192, 2), (1 << 20, 1)] {
-            assert_eq!(built, build(&engine(&models, block), &recipe, threads), "{} with blocks of {block}", case.name);
+            assert!(built == build(&engine(&shapes, &models, block), &recipe, threads), "blocks of {block}: {recipe}");
         }
     }
 }
 
 #[test]
+fn every_method_works_inside_a_recipe() {
+    let (shapes, models) = models();
+    for merge in every_merge() {
+        let parent = Recipe::new(Op::Perturb { parent: leaf(1), deviation: 1e-3, seed: 5 });
+        let child = Recipe::new(Op::Crossover {
+            target: merge.clone(),
+            donor: parent.clone(),
+            rate: 0.4,
+            seed: 3,
+            per: Granularity::Parameter,
+        });
+        // A merge of what was crossed over, so that its statistics are those of an inner node.
+        let Op::Merge(mut outer) = merge.op().clone() else { panic!("a merge") };
+        outer.models[0].recipe = child.clone();
+        let outer = Recipe::new(Op::Merge(outer));
+        let mut engine = engine(&shapes, &models, 4096);
+        let whole = build(&engine, &outer, 2);
+        let (merged, other, crossed) = (build(&engine, &merge, 1), build(&engine, &parent, 1), build(&engine, &child, 1));
+        for ((merged, other), crossed) in merged.iter().flatten().zip(other.iter().flatten()).zip(crossed.iter().flatten()) {
+            assert!(crossed == merged || crossed == other, "{merge}");
+        }
+        assert!(crossed != merged && crossed != other, "{merge}");
+        engine.insert(child.id(), Arc::new(Memory(crossed)));
+        assert!(whole == build(&engine, &outer, 1), "{merge}");
+    }
+}
+
+#[test]
 fn a_lineage_streams_as_its_steps_would_one_by_one() {
-    let case = &cases()[0];
-    let models: Vec<_> = case.models.iter().collect();
+    let (shapes, values) = models();
     let donor = Recipe::new(Op::Differential { target: leaf(0), plus: leaf(1), minus: leaf(2), scale: 0.5 });
     let child =
         Recipe::new(Op::Crossover { target: leaf(0), donor: donor.clone(), rate: 0.3, seed: 9, per: Granularity::Parameter });
     let grandchild = Recipe::new(Op::Perturb { parent: child.clone(), deviation: 1e-3, seed: 5 });
-    let mut engine = engine(&models, 4096);
+    let mut engine = engine(&shapes, &values, 4096);
     let whole = build(&engine, &grandchild, 2);
-    let values: Vec<InMemory> = models.iter().map(|model| model.values().map(Tensor::values).collect()).collect();
     let built_child = build(&engine, &child, 2);
     let (mut taken, mut all) = (0.0, 0.0);
     for (tensor, child) in built_child.iter().enumerate() {

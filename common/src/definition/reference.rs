@@ -33,7 +33,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ("tasks.test_items", "Test items used, 0 for all; a fixed choice by content."),
     ("merges", "Merges of the experts: further individuals of the start population, or rows of the table."),
     ("merges.name", "Unique name."),
-    ("merges.method", "Merge method: linear, task_arithmetic, ties or pcb."),
+    ("merges.method", "Merge method; `evolver methods` lists them."),
     ("merges.role", "individual: joins the start population; reference: scored for the table, never read by the search."),
     ("merges.models", "Experts merged, by name; empty: all."),
     ("merges.model_parameters", "Parameters of every merged model, for instance { weight = 1.0 }."),

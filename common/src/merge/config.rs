@@ -8,10 +8,10 @@ use std::{
 use serde_json::{Map, Value as Json};
 use thiserror::Error;
 
-use super::{ParameterError, normalize};
+use super::{Base, ParameterError, find, normalize};
 use crate::{
     checkpoint::Dtype,
-    recipe::{Input, Merge, Parameters, Recipe, Value},
+    recipe::{Input, Merge, Parameters, Recipe, Rule, Value},
     suggest,
 };
 
@@ -85,11 +85,15 @@ impl MergeConfig {
     /// # Errors
     /// As [`normalize`].
     pub fn merge(&self, base: Option<Recipe>, models: Vec<Recipe>) -> Result<Merge, ParameterError> {
+        // mergekit's files may list the base among the models: methods over differences to it pass it over.
+        let over_base = base.is_some() && find(&self.method)?.base() != Base::Unused;
         let inputs = models
             .into_iter()
             .zip(&self.models)
-            .map(|(recipe, (_, parameters))| Input { recipe, parameters: parameters.clone() });
-        normalize(Merge { method: self.method.clone(), base, models: inputs.collect(), parameters: self.parameters.clone() })
+            .filter(|(recipe, _)| !(over_base && base.as_ref() == Some(recipe)))
+            .map(|(recipe, (_, parameters))| Input { recipe, parameters: parameters.clone() })
+            .collect();
+        normalize(Merge { method: self.method.clone(), base, models: inputs, parameters: self.parameters.clone() })
     }
 }
 
@@ -113,21 +117,50 @@ fn parameters(tree: Option<&Json>) -> Result<Parameters, String> {
     };
     let table = tree.as_object().ok_or_else(|| format!("parameters is {tree}: a table is expected"))?;
     let mut parameters = Parameters::new();
-    for (name, value) in table {
-        let value = match value {
-            Json::Bool(flag) => Value::Flag(*flag),
-            Json::Number(number) => Value::Number(number.as_f64().unwrap_or(f64::NAN)),
-            Json::String(text) => Value::Text(text.clone()),
-            Json::Array(_) => {
-                return Err(format!(
-                    "parameters.{name} is a list: values per layer or per tensor are not supported, give one value"
-                ));
-            }
-            other => return Err(format!("parameters.{name} is {other}: a number, a text, or true or false is expected")),
-        };
-        parameters.insert(name.clone(), value);
+    for (name, tree) in table {
+        // How mergekit stores masks while it works: of no effect here.
+        if name != "int8_mask" {
+            parameters.insert(name.clone(), value(name, tree)?);
+        }
     }
     Ok(parameters)
+}
+
+/// A parameter's value: one, a list over the layers, or `{filter, value}` rules.
+fn value(name: &str, tree: &Json) -> Result<Value, String> {
+    match tree {
+        Json::Array(items) if items.iter().any(Json::is_object) => {
+            Ok(Value::Rules(items.iter().map(|item| rule(name, item)).collect::<Result<_, _>>()?))
+        }
+        Json::Object(_) => Ok(Value::Rules(vec![rule(name, tree)?])),
+        _ => plain(name, tree),
+    }
+}
+
+fn rule(name: &str, tree: &Json) -> Result<Rule, String> {
+    let table = tree.as_object().ok_or_else(|| format!("parameters.{name}: {tree} stands among rules, and is none"))?;
+    known_keys(table, &["filter", "value"], &format!("in parameters.{name}"))?;
+    let filter = match table.get("filter") {
+        None | Some(Json::Null) => None,
+        Some(Json::String(filter)) => Some(filter.clone()),
+        Some(other) => return Err(format!("parameters.{name}: filter is {other}, and a text is expected")),
+    };
+    let value = table.get("value").ok_or_else(|| format!("parameters.{name}: a rule lacks the key value"))?;
+    Ok(Rule { filter, value: plain(name, value)? })
+}
+
+/// A value that is no rules.
+fn plain(name: &str, tree: &Json) -> Result<Value, String> {
+    let numbers = |items: &[Json]| items.iter().map(Json::as_f64).collect::<Option<Vec<_>>>();
+    match tree {
+        Json::Bool(flag) => Ok(Value::Flag(*flag)),
+        Json::Number(number) => Ok(Value::Number(number.as_f64().unwrap_or(f64::NAN))),
+        Json::String(text) => Ok(Value::Text(text.clone())),
+        Json::Array(items) => {
+            numbers(items).map(Value::Numbers).ok_or_else(|| format!("parameters.{name} is {tree}: a list holds numbers"))
+        }
+        other => Err(format!("parameters.{name} is {other}: a number, a list of numbers, a text, or true or false is expected")),
+    }
 }
 
 fn dtype(name: &str) -> Result<Dtype, String> {
@@ -164,11 +197,27 @@ mod tests {
     }
 
     #[test]
+    fn lists_and_rules_are_read() {
+        let config = read(
+            "merge_method: slerp\nmodels: []\nparameters:\n  int8_mask: true\n  t:\n    - filter: mlp\n      value: [0, 0.5, 1]\n    - value: 0.25\n  u: {value: 3}\n",
+        )
+        .unwrap();
+        let rules = vec![
+            Rule { filter: Some("mlp".into()), value: Value::Numbers(vec![0.0, 0.5, 1.0]) },
+            Rule { filter: None, value: Value::Number(0.25) },
+        ];
+        let single = Value::Rules(vec![Rule { filter: None, value: Value::Number(3.0) }]);
+        assert_eq!(config.parameters, Parameters::from([("t".into(), Value::Rules(rules)), ("u".into(), single)]));
+    }
+
+    #[test]
     fn what_is_not_supported_is_refused_by_name() {
         for (yaml, expected) in [
             ("merge_metod: ties\nmodels: []", "did you mean \"merge_method\""),
             ("merge_method: ties\nmodels: []\nslices: []", "unknown key \"slices\""),
-            ("merge_method: ties\nmodels: [{model: a, parameters: {weight: [0, 1]}}]", "parameters.weight is a list"),
+            ("merge_method: ties\nmodels: [{model: a, parameters: {weight: [0, x]}}]", "a list holds numbers"),
+            ("merge_method: ties\nmodels: [{model: a, parameters: {weight: {filtre: x, value: 1}}}]", "did you mean \"filter\""),
+            ("merge_method: ties\nmodels: [{model: a, parameters: {weight: [{value: [{value: 1}]}]}}]", "a list holds numbers"),
             ("merge_method: ties\nmodels: [{modle: a}]", "did you mean \"model\""),
             ("merge_method: ties\nmodels: []\ndtype: float8", "unknown dtype"),
         ] {

@@ -1,7 +1,8 @@
 //! The streaming engine: a whole recipe graph, block by block.
 //!
 //! Every operation but a merge's statistics acts element by element, so a block of a descendant needs only the same block of the leaves. A
-//! leaf is a checkpoint, or anything that stands for a node of the graph: a cached copy of a survivor ends the descent just as well.
+//! leaf is a checkpoint, or anything that stands for a node of the graph: a cached copy of a survivor ends the descent just as well. Where a
+//! merge needs whole tensors (an SVD, ranks of rows), every block of that build is one tensor, and memory is bounded by the largest of them.
 
 use std::{
     collections::HashMap,
@@ -15,6 +16,7 @@ use thiserror::Error;
 
 use super::{
     Combine, find,
+    layers::Layers,
     pass::{CHUNK, Inputs, Job, Pass},
     settings::{ParameterError, Settings},
 };
@@ -120,7 +122,10 @@ impl std::default::Default for Options {
 pub struct Engine {
     space: Arc<Space>,
     leaves: HashMap<Digest, Arc<dyn Leaf>>,
+    layers: Arc<Layers>,
     jobs: Vec<Job>,
+    /// One job a tensor, for recipes with a merge that needs whole tensors.
+    whole: Vec<Job>,
     elements: Vec<usize>,
     prepared: Mutex<HashMap<Digest, Arc<dyn Combine>>>,
 }
@@ -134,7 +139,16 @@ impl Engine {
         let jobs = elements.iter().enumerate().flat_map(|(tensor, &elements)| {
             (0..elements).step_by(block).map(move |start| Job { tensor, elements: start..elements.min(start + block) })
         });
-        Self { jobs: jobs.collect(), elements, space, leaves: HashMap::new(), prepared: Mutex::default() }
+        let whole = elements.iter().enumerate().map(|(tensor, &elements)| Job { tensor, elements: 0..elements });
+        Self {
+            jobs: jobs.collect(),
+            whole: whole.filter(|job| !job.elements.is_empty()).collect(),
+            layers: Arc::new(Layers::new(&space)),
+            elements,
+            space,
+            leaves: HashMap::new(),
+            prepared: Mutex::default(),
+        }
     }
 
     /// The tensors that it builds.
@@ -163,8 +177,10 @@ impl Engine {
         for (values, &elements) in out.iter_mut().zip(&self.elements) {
             values.resize(elements, 0.0);
         }
-        let mut blocks = Vec::with_capacity(self.jobs.len());
-        let mut jobs = self.jobs.iter().peekable();
+        let (program, root) = self.compile(recipe)?;
+        let jobs = program.jobs(self);
+        let mut blocks = Vec::with_capacity(jobs.len());
+        let mut jobs = jobs.iter().peekable();
         for (tensor, values) in out.iter_mut().enumerate() {
             let mut rest = values.as_mut_slice();
             while let Some(job) = jobs.next_if(|job| job.tensor == tensor) {
@@ -173,7 +189,7 @@ impl Engine {
                 blocks.push((job, Some(block)));
             }
         }
-        self.run(recipe, tees, blocks, None)
+        self.run((&program, root), tees, blocks, None)
     }
 
     /// Builds a recipe into a sink, in constant memory.
@@ -181,18 +197,18 @@ impl Engine {
     /// # Errors
     /// See [`BuildError`].
     pub fn stream(&self, recipe: &Recipe, sink: &dyn Sink) -> Result<(), BuildError> {
-        let blocks = self.jobs.iter().map(|job| (job, None)).collect();
-        self.run(recipe, &[], blocks, Some(sink))
+        let (program, root) = self.compile(recipe)?;
+        let blocks = program.jobs(self).iter().map(|job| (job, None)).collect();
+        self.run((&program, root), &[], blocks, Some(sink))
     }
 
     fn run(
         &self,
-        recipe: &Recipe,
+        (program, root): (&Program<'_>, usize),
         tees: &[(Recipe, &dyn Sink)],
         blocks: Vec<(&Job, Option<&mut [f32]>)>,
         sink: Option<&dyn Sink>,
     ) -> Result<(), BuildError> {
-        let (program, root) = self.compile(recipe)?;
         let mut wanted = vec![root];
         let mut sinks = Vec::new();
         for (node, sink) in tees {
@@ -286,11 +302,12 @@ impl Engine {
             program,
             operands: operands.to_vec(),
             has_base: merge.base.is_some(),
-            jobs: &self.jobs,
+            jobs: program.jobs(self),
+            whole: &self.whole,
             elements: &self.elements,
             failure: &failure,
         };
-        let combine: Arc<dyn Combine> = method.prepare(&Settings::new(merge), &pass).into();
+        let combine: Arc<dyn Combine> = method.prepare(&Settings::new(merge, Arc::clone(&self.layers)), &pass).into();
         if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
             return Err(error);
         }
@@ -338,6 +355,17 @@ pub(super) struct Workspace {
 }
 
 impl Program<'_> {
+    /// The blocks that it is evaluated in.
+    fn jobs<'e>(&self, engine: &'e Engine) -> &'e [Job] {
+        let whole = |step: &Step| matches!(step, Step::Merge { combine, .. } if combine.whole_tensors());
+        if self.steps.iter().any(whole) { &engine.whole } else { &engine.jobs }
+    }
+
+    /// The sides of a tensor.
+    pub(super) fn shape(&self, tensor: usize) -> &[usize] {
+        &self.space.tensors[tensor].shape
+    }
+
     /// Evaluates the `wanted` steps on one block and hands their values to `then`.
     pub(super) fn evaluate(
         &self,
@@ -423,7 +451,8 @@ impl Program<'_> {
             Step::Merge { operands, has_base, combine } => {
                 let values: Vec<_> = operands.iter().map(|&operand| value(operand)).collect();
                 let (base, models) = if *has_base { (values[0], &values[1..]) } else { (&[][..], &values[..]) };
-                let inputs = Inputs { base, models, tensor: job.tensor, offset: job.elements.start };
+                let inputs =
+                    Inputs { base, models, tensor: job.tensor, shape: self.shape(job.tensor), offset: job.elements.start };
                 combine.block(&inputs, out);
             }
         }

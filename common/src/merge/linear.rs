@@ -1,6 +1,6 @@
 //! Linear: the weighted mean of the models, or their weighted sum.
 
-use super::{Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings, round};
+use super::{Base, Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings, round};
 
 pub(super) struct Linear;
 
@@ -14,7 +14,8 @@ pub(super) const WEIGHT: ParameterSpec = ParameterSpec {
 
 /// A weighted sum `start + sum_i weight_i * x_i`, where the x_i are models or task vectors.
 pub(super) struct WeightedSum {
-    pub(super) weights: Vec<f64>,
+    /// `[tensor][model]`.
+    pub(super) weights: Vec<Vec<f64>>,
     pub(super) from_base: bool,
 }
 
@@ -27,8 +28,8 @@ impl Method for Linear {
         "sum of weight_i * model_i, divided by the sum of the weights (Wortsman et al., Model soups, ICML 2022)"
     }
 
-    fn needs_base(&self) -> bool {
-        false
+    fn base(&self) -> Base {
+        Base::Unused
     }
 
     fn parameters(&self) -> &'static [ParameterSpec] {
@@ -46,22 +47,31 @@ impl Method for Linear {
     }
 
     fn prepare(&self, settings: &Settings, _pass: &Pass<'_>) -> Box<dyn Combine> {
-        Box::new(WeightedSum { weights: normalized(settings.numbers("weight"), settings.flag("normalize")), from_base: false })
+        Box::new(WeightedSum { weights: normalized(settings), from_base: false })
     }
 }
 
-/// The weights, divided by their sum if wanted. A sum of zero gives infinities, which the engine refuses by name.
-pub(super) fn normalized(weights: Vec<f64>, normalize: bool) -> Vec<f64> {
-    let divisor = if normalize { weights.iter().sum() } else { 1.0 };
-    weights.into_iter().map(|weight| weight / divisor).collect()
+/// The weights for each tensor, divided by their sum where `normalize` says so.
+pub(super) fn normalized(settings: &Settings) -> Vec<Vec<f64>> {
+    divided(settings.per_model("weight"), &settings.flags("normalize"))
+}
+
+/// Rows divided by their sums where the flags say so. A sum of zero gives infinities, which the engine refuses by name.
+pub(super) fn divided(mut rows: Vec<Vec<f64>>, flags: &[bool]) -> Vec<Vec<f64>> {
+    for row in rows.iter_mut().zip(flags).filter_map(|(row, flag)| flag.then_some(row)) {
+        let divisor: f64 = row.iter().sum();
+        row.iter_mut().for_each(|weight| *weight /= divisor);
+    }
+    rows
 }
 
 impl Combine for WeightedSum {
     fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]) {
+        let weights = &self.weights[inputs.tensor];
         for (element, out) in out.iter_mut().enumerate() {
             let base = if self.from_base { inputs.base[element] } else { 0.0 };
             let mut sum = f64::from(base);
-            for (model, weight) in inputs.models.iter().zip(&self.weights) {
+            for (model, weight) in inputs.models.iter().zip(weights) {
                 let value = if self.from_base { super::task_vector(model[element], base) } else { model[element] };
                 sum += weight * f64::from(value);
             }

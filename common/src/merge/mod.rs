@@ -3,31 +3,94 @@
 //! - [`engine`]: streams a whole recipe graph block by block, each shared node once, in constant working memory.
 //! - [`pass`]: a pass over a merge's inputs, for the methods that need statistics of whole models.
 //! - [`order`]: exact order statistics by counting over float bits.
+//! - [`layers`]: where each tensor stands in the stack of layers, for coefficients that differ between them.
 //! - [`elementary`]: `exp` with the same bits on every machine.
-//! - [`settings`]: declared parameters: their check, defaults and documentation.
+//! - [`statistics`]: sums and inner products per tensor.
+//! - [`span`], [`sparse`], [`matrix`]: what families of methods share.
+//! - [`settings`]: declared parameters: their check, defaults and documentation, and their values at each tensor.
 //! - [`config`]: mergekit's YAML.
 //! - one file per method, listed in [`METHODS`].
 
+mod arcee_fusion;
+mod breadcrumbs;
 pub mod config;
+mod consensus;
+mod dare;
+mod della;
 mod elementary;
+mod emr;
 mod engine;
+mod iso;
+mod karcher;
+mod knots;
+mod layers;
 mod linear;
+mod lines;
+mod localize_stitch;
+mod magmax;
+mod matrix;
+mod model_stock;
+mod multislerp;
+mod nearswap;
+mod nuslerp;
 mod order;
 mod pass;
+mod passthrough;
 mod pcb;
+mod ram;
+mod sce;
 mod settings;
+mod slerp;
+mod span;
+mod sparse;
+mod statistics;
 mod task_arithmetic;
 mod ties;
+mod tsv;
+mod wudi;
 
 pub use self::{
     engine::{BuildError, CheckpointLeaf, Engine, InMemory, Leaf, Options, Sink},
+    layers::Layers,
     pass::{Inputs, Pass},
     settings::{Default, Kind, ParameterError, ParameterSpec, Scope, Settings, normalize},
 };
-use crate::suggest;
+use crate::{recipe::Merge, suggest};
 
-/// Every merge method, in the order of their publication.
-pub const METHODS: &[&dyn Method] = &[&linear::Linear, &task_arithmetic::TaskArithmetic, &ties::Ties, &pcb::Pcb];
+/// Every merge method, kin beside kin.
+pub const METHODS: &[&dyn Method] = &[
+    &linear::Linear,
+    &passthrough::Passthrough,
+    &slerp::Slerp,
+    &nuslerp::Nuslerp,
+    &multislerp::Multislerp,
+    &karcher::Karcher,
+    &task_arithmetic::TaskArithmetic,
+    &ties::Ties,
+    &dare::DareLinear,
+    &dare::DareTies,
+    &breadcrumbs::Breadcrumbs,
+    &breadcrumbs::BreadcrumbsTies,
+    &della::DellaLinear,
+    &della::Della,
+    &model_stock::ModelStock,
+    &nearswap::NearSwap,
+    &arcee_fusion::ArceeFusion,
+    &sce::Sce,
+    &ram::Ram,
+    &ram::RamPlus,
+    &pcb::Pcb,
+    &consensus::Consensus,
+    &emr::Emr,
+    &magmax::MagMax,
+    &lines::Lines,
+    &localize_stitch::LocalizeStitch,
+    &tsv::Tsv,
+    &iso::IsoC,
+    &iso::IsoCts,
+    &knots::Knots,
+    &wudi::Wudi,
+];
 
 /// A merge method.
 pub trait Method: Sync {
@@ -35,18 +98,44 @@ pub trait Method: Sync {
     fn name(&self) -> &'static str;
     /// One sentence: what it computes, and its source.
     fn summary(&self) -> &'static str;
-    /// Whether task vectors are taken from a base.
-    fn needs_base(&self) -> bool;
+    /// What it does with a base.
+    fn base(&self) -> Base;
     /// Its parameters.
     fn parameters(&self) -> &'static [ParameterSpec];
+    /// Writes out defaults that depend on other parameters, before all others.
+    fn complete(&self, _merge: &mut Merge) {}
+    /// Refuses a merge whose inputs or parameters do not fit together, by a sentence.
+    ///
+    /// # Errors
+    /// The sentence.
+    fn check(&self, _merge: &Merge) -> Result<(), String> {
+        Ok(())
+    }
     /// Takes the statistics that it needs, in as many passes over the inputs as it needs, and gives what combines a block.
     fn prepare(&self, settings: &Settings, pass: &Pass<'_>) -> Box<dyn Combine>;
 }
 
 /// Combines blocks of a merge's inputs.
 pub trait Combine: Send + Sync {
-    /// Writes the merged values of one block; element by element, in F64, rounded to F32 once.
+    /// Writes the merged values of one block: computed in F64, rounded to F32 once.
     fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]);
+
+    /// Whether a block has to be a whole tensor, since values depend on others of their row or tensor. The memory that a build takes is then
+    /// bounded by the largest tensors under way and not by the block size.
+    fn whole_tensors(&self) -> bool {
+        false
+    }
+}
+
+/// What a method does with a base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Base {
+    /// It has no use for one.
+    Unused,
+    /// It merges differences to a base if there is one, else the models themselves.
+    Optional,
+    /// It cannot do without.
+    Needed,
 }
 
 /// The method of this name.

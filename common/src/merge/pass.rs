@@ -24,6 +24,8 @@ pub struct Inputs<'a> {
     pub models: &'a [&'a [f32]],
     /// Index of the tensor in the space.
     pub tensor: usize,
+    /// Sides of the whole tensor.
+    pub shape: &'a [usize],
     /// Index of the block's first element in its tensor.
     pub offset: usize,
 }
@@ -41,6 +43,8 @@ pub struct Pass<'a> {
     pub(super) operands: Vec<usize>,
     pub(super) has_base: bool,
     pub(super) jobs: &'a [Job],
+    /// One job a tensor.
+    pub(super) whole: &'a [Job],
     pub(super) elements: &'a [usize],
     pub(super) failure: &'a Mutex<Option<BuildError>>,
 }
@@ -58,6 +62,21 @@ impl Pass<'_> {
         self.elements
     }
 
+    /// The same pass, a whole tensor at a time.
+    pub(super) fn by_tensor(&self) -> Pass<'_> {
+        self.with(self.whole)
+    }
+
+    /// The blocks of some tensors.
+    pub(super) fn jobs_of(&self, tensors: &[usize]) -> Vec<Job> {
+        self.jobs.iter().filter(|job| tensors.contains(&job.tensor)).cloned().collect()
+    }
+
+    /// The same pass over these blocks only.
+    pub(super) fn with<'p>(&'p self, jobs: &'p [Job]) -> Pass<'p> {
+        Pass { jobs, operands: self.operands.clone(), ..*self }
+    }
+
     /// Folds over all blocks, or those of one tensor. `join` must not care about order.
     pub fn fold<S: Send>(
         &self,
@@ -73,7 +92,16 @@ impl Pass<'_> {
             let (mut state, mut workspace) = pooled.unwrap_or_else(|| (start(), Workspace::default()));
             let result = self.program.evaluate(job, &self.operands, &mut workspace, |values| {
                 let (base, models) = if self.has_base { (values[0], &values[1..]) } else { (&[][..], values) };
-                step(&mut state, &Inputs { base, models, tensor: job.tensor, offset: job.elements.start });
+                step(
+                    &mut state,
+                    &Inputs {
+                        base,
+                        models,
+                        tensor: job.tensor,
+                        shape: self.program.shape(job.tensor),
+                        offset: job.elements.start,
+                    },
+                );
                 Ok(())
             });
             if let Err(error) = result {

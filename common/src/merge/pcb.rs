@@ -1,21 +1,33 @@
 //! PCB-Merging: parameter competition balancing (Du et al., NeurIPS 2024).
 //!
-//! Every statistic is taken per task over the whole model, never per tensor. Two variants:
+//! Statistics are taken per task over the whole model, as the paper does, or with `scope` over each layer or tensor. Variants:
 //! - `paper`: the paper's equations, with the softmax denominators in F64;
-//! - `script`: what the official `pcb-merging.py` computes: winsorised magnitudes, a signed `tanh` for the competition between tasks, and survivors rescaled to
-//!   (0, 1] instead of a binary mask.
+//! - `script`, `nlp`, `vision`, `vision_es`: what the official programs compute: magnitudes a_i clamped at both ends, a signed `tanh` for the
+//!   competition between tasks, and survivors rescaled to (0, 1] instead of a binary mask. With `n_i = norm(a_i)` and `h_i = sign(T_i) n_i` they are
 //!
-//! Scores are rounded to F32 before they are ranked. `weight` is the coefficient lambda_i, inside the mean over tasks.
+//! | variant | official program | clamped at either end | competition between tasks | `ratio` | `weight` |
+//! |---|---|---|---|---|---|
+//! | `script` | `pcb-merging.py` | 0.0001 | `tanh(T_i sum_j T_j)` | 0.1 | 1 |
+//! | `nlp` | `merge_utils.py` | 0.01 | `tanh(T_i sum_j T_j)` | 0.1 | 1 |
+//! | `vision` | `pcb.py` | 0.01 | `tanh(T_i sum_j h_j)` | 0.05 | 1.2 |
+//! | `vision_es` | `pcb_ES.py` | 0.01 | `sum_j tanh(h_i h_j)` | 0.05 | 1 |
+//!
+//! Only orders and sums per task matter, so the order in which a program flattens a model does not. `nlp` leaves T5's tied copies of the embedding out:
+//! `removed` says so by its default there. Removed tensors count nowhere and stay the base's. Scores are rounded to F32 before they are ranked. `weight` is
+//! the coefficient lambda_i, inside the mean over tasks.
+
+use std::sync::Arc;
 
 use super::{
-    Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings, elementary::exp, linear::WEIGHT, order, round,
-    task_vector,
+    Base, Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings, elementary::exp, linear::WEIGHT, order,
+    round, task_vector,
 };
+use crate::recipe::{Merge, Rule, Value};
 
 pub(super) struct Pcb;
 
-/// Share of the magnitudes that the script clamps at either end.
-const WINSOR: f64 = 0.0001;
+/// Coefficients: `[tensor][model]`.
+type Weights = Arc<[Vec<f64>]>;
 
 impl Method for Pcb {
     fn name(&self) -> &'static str {
@@ -26,8 +38,8 @@ impl Method for Pcb {
         "weigh each parameter by its competition within and between tasks, drop the weak, rescale the rest (Du et al., Parameter Competition Balancing, NeurIPS 2024)"
     }
 
-    fn needs_base(&self) -> bool {
-        true
+    fn base(&self) -> Base {
+        Base::Needed
     }
 
     fn parameters(&self) -> &'static [ParameterSpec] {
@@ -36,29 +48,97 @@ impl Method for Pcb {
             ParameterSpec {
                 name: "variant",
                 scope: Scope::Merge,
-                kind: Kind::Choice(&["paper", "script"]),
+                kind: Kind::Choice(&["paper", "script", "nlp", "vision", "vision_es"]),
                 default: Default::Choice("paper"),
-                doc: "The paper's equations, or what the official script computes.",
+                doc: "The paper's equations, or what one of the official programs computes.",
+            },
+            ParameterSpec {
+                name: "scope",
+                scope: Scope::Merge,
+                kind: Kind::Choice(&["global", "layer", "tensor"]),
+                default: Default::Choice("global"),
+                doc: "What statistics are taken over.",
+            },
+            ParameterSpec {
+                name: "removed",
+                scope: Scope::Merge,
+                kind: Kind::Flag,
+                default: Default::Flag(false),
+                doc: "Tensors that take no part and stay the base's; nlp: T5's tied embeddings.",
             },
             ParameterSpec {
                 name: "ratio",
                 scope: Scope::Merge,
-                kind: Kind::Number(0.0, 1.0),
+                kind: Kind::Constant(0.0, 1.0),
                 default: Default::Number(0.1),
-                doc: "Share of each task's parameters that is kept.",
+                doc: "Share of each task's parameters that is kept; vision and vision_es: 0.05.",
             },
         ];
         PARAMETERS
     }
 
+    fn complete(&self, merge: &mut Merge) {
+        let variant = match merge.parameters.get("variant") {
+            Some(Value::Text(variant)) => variant.clone(),
+            _ => return,
+        };
+        let mut default = |name: &str, value: Value| {
+            merge.parameters.entry(name.to_owned()).or_insert(value);
+        };
+        if variant == "nlp" {
+            let tied = |side: &str| Rule { filter: Some(format!("{side}.embed_tokens.weight")), value: Value::Flag(true) };
+            default("removed", Value::Rules(vec![tied("encoder"), tied("decoder")]));
+        }
+        if variant == "vision" {
+            default("weight", Value::Number(1.2));
+        }
+        if variant.starts_with("vision") {
+            default("ratio", Value::Number(0.05));
+        }
+    }
+
     fn prepare(&self, settings: &Settings, pass: &Pass<'_>) -> Box<dyn Combine> {
-        let elements: usize = pass.elements().iter().sum();
-        let cut = rank(elements, 1.0 - settings.number("ratio"), 0.0);
-        let weights = settings.numbers("weight");
-        if settings.choice("variant") == "script" {
-            Box::new(Script::prepare(pass, elements, cut, weights))
-        } else {
-            Box::new(Paper::prepare(pass, cut, weights))
+        let weights: Weights = settings.per_model("weight").into();
+        let removed = settings.flags("removed");
+        let groups = match settings.choice("scope") {
+            "tensor" => (0..removed.len()).map(|tensor| vec![tensor]).collect(),
+            "layer" => settings.layers().groups(),
+            _ => vec![(0..removed.len()).collect()],
+        };
+        let mut this = Groups { parts: Vec::new(), of: vec![None; removed.len()] };
+        for mut group in groups {
+            group.retain(|tensor| !removed[*tensor]);
+            let elements: usize = group.iter().map(|tensor| pass.elements()[*tensor]).sum();
+            if elements == 0 {
+                continue;
+            }
+            group.iter().for_each(|tensor| this.of[*tensor] = Some(this.parts.len()));
+            let jobs = pass.jobs_of(&group);
+            let pass = pass.with(&jobs);
+            let cut = rank(elements, 1.0 - settings.number("ratio"), 0.0);
+            let weights = Arc::clone(&weights);
+            let part: Box<dyn Combine> = match Variant::of(settings.choice("variant")) {
+                Some(variant) => Box::new(Script::prepare(variant, &pass, elements, cut, weights)),
+                None => Box::new(Paper::prepare(&pass, cut, weights)),
+            };
+            this.parts.push(part);
+        }
+        Box::new(this)
+    }
+}
+
+/// What is merged by statistics of its own: everything, a layer, or a tensor.
+struct Groups {
+    parts: Vec<Box<dyn Combine>>,
+    /// Each tensor's part, if it is not removed.
+    of: Vec<Option<usize>>,
+}
+
+impl Combine for Groups {
+    fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]) {
+        match self.of[inputs.tensor] {
+            Some(part) => self.parts[part].block(inputs, out),
+            None => out.copy_from_slice(inputs.base),
         }
     }
 }
@@ -108,7 +188,7 @@ struct Paper {
     /// Softmax denominators of the intra term, one per task.
     intra: Vec<f64>,
     cuts: Vec<f32>,
-    weights: Vec<f64>,
+    weights: Weights,
 }
 
 /// Index of the pair (i, j) in a list over i <= j.
@@ -118,7 +198,7 @@ fn pair(i: usize, j: usize) -> usize {
 }
 
 impl Paper {
-    fn prepare(pass: &Pass<'_>, cut: u64, weights: Vec<f64>) -> Self {
+    fn prepare(pass: &Pass<'_>, cut: u64, weights: Weights) -> Self {
         let models = pass.models();
         let pairs = models * (models + 1) / 2;
         let spans = pass.fold(
@@ -202,6 +282,8 @@ fn score_rows(inputs: &Inputs<'_>, rows: &mut [Vec<f32>], score: impl Fn(usize, 
 /// Room for one element's numbers.
 struct Work {
     deltas: Vec<f64>,
+    /// Signed normalised magnitudes.
+    halves: Vec<f64>,
     inter: Vec<f64>,
     intra: Vec<f64>,
     scores: Vec<f32>,
@@ -211,6 +293,7 @@ impl Work {
     fn new(models: usize) -> Self {
         Self {
             deltas: vec![0.0; models],
+            halves: vec![0.0; models],
             inter: vec![0.0; models * (models + 1) / 2],
             intra: vec![0.0; models],
             scores: vec![0.0; models],
@@ -226,7 +309,7 @@ impl Combine for Paper {
             let (mut sum, mut divisor) = (0.0, 0.0);
             for (i, &score) in work.scores.iter().enumerate() {
                 if score >= self.cuts[i] {
-                    sum += self.weights[i] * f64::from(score) * work.deltas[i];
+                    sum += self.weights[inputs.tensor][i] * f64::from(score) * work.deltas[i];
                     divisor += f64::from(score);
                 }
             }
@@ -236,20 +319,54 @@ impl Combine for Paper {
     }
 }
 
-/// The official script's computation.
+/// How tasks compete in an official program.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Inter {
+    /// `tanh(T_i sum_j T_j)`.
+    Raw,
+    /// `tanh(T_i sum_j h_j)`.
+    Half,
+    /// `sum_j tanh(h_i h_j)`.
+    Normalized,
+}
+
+/// What differs between the official programs.
+#[derive(Clone, Copy)]
+struct Variant {
+    /// Share of the magnitudes that is clamped at either end.
+    winsor: f64,
+    inter: Inter,
+}
+
+impl Variant {
+    /// `None` is the paper.
+    fn of(name: &str) -> Option<Self> {
+        let (winsor, inter) = match name {
+            "script" => (0.0001, Inter::Raw),
+            "nlp" => (0.01, Inter::Raw),
+            "vision" => (0.01, Inter::Half),
+            "vision_es" => (0.01, Inter::Normalized),
+            _ => return None,
+        };
+        Some(Self { winsor, inter })
+    }
+}
+
+/// The official programs' computation.
 struct Script {
+    variant: Variant,
     /// Bounds that magnitudes are clamped to, per task.
     bounds: Vec<Span>,
     /// Cut and largest score, per task.
     scores: Vec<Span>,
-    weights: Vec<f64>,
+    weights: Weights,
 }
 
 impl Script {
-    fn prepare(pass: &Pass<'_>, elements: usize, cut: u64, weights: Vec<f64>) -> Self {
+    fn prepare(variant: Variant, pass: &Pass<'_>, elements: usize, cut: u64, weights: Weights) -> Self {
         let models = pass.models();
-        let low = rank(elements, WINSOR, 0.0);
-        let high = rank(elements, 1.0 - WINSOR, 1.0).max(low);
+        let low = rank(elements, variant.winsor, 0.0);
+        let high = rank(elements, 1.0 - variant.winsor, 1.0).max(low);
         let spans = |found: Vec<Vec<f32>>| -> Vec<Span> {
             let span = |row: &Vec<f32>| Span { low: f64::from(row[0]), high: f64::from(row[1]) };
             found.iter().map(span).collect()
@@ -259,7 +376,7 @@ impl Script {
                 row.extend(model.iter().zip(inputs.base).map(|(m, b)| task_vector(*m, *b).abs()));
             }
         });
-        let mut this = Self { bounds: spans(magnitudes), scores: Vec::new(), weights };
+        let mut this = Self { variant, bounds: spans(magnitudes), scores: Vec::new(), weights };
         let last = elements.saturating_sub(1) as u64;
         let scores = order::select(pass, None, &vec![vec![cut, last]; models], |inputs, rows| {
             score_rows(inputs, rows, |element, work| this.score(inputs, element, work));
@@ -272,15 +389,25 @@ impl Script {
         delta.abs().clamp(self.bounds[task].low, self.bounds[task].high)
     }
 
-    /// exp(n norm(a_i)^2) * tanh(T_i sum_j T_j).
+    /// exp(n norm(a_i)^2) times the competition between tasks.
     fn score(&self, inputs: &Inputs<'_>, element: usize, work: &mut Work) {
-        task_vectors(inputs, element, &mut work.deltas);
-        let total: f64 = work.deltas.iter().sum();
+        let Work { deltas, halves, scores, .. } = work;
+        task_vectors(inputs, element, deltas);
         #[expect(clippy::cast_precision_loss, reason = "a count of models")]
-        let n = work.deltas.len() as f64;
-        for (i, &delta) in work.deltas.iter().enumerate() {
-            let norm = self.bounds[i].norm(self.clamped(i, delta));
-            work.scores[i] = round(exp(n * norm * norm) * libm::tanh(delta * total));
+        let n = deltas.len() as f64;
+        let norm = |i: usize, delta: f64| self.bounds[i].norm(self.clamped(i, delta));
+        for (i, (half, &delta)) in halves.iter_mut().zip(&*deltas).enumerate() {
+            // The sign of 0 is 0.
+            *half = if delta == 0.0 { 0.0 } else { norm(i, delta).copysign(delta) };
+        }
+        let total: f64 = if self.variant.inter == Inter::Raw { deltas.iter().sum() } else { halves.iter().sum() };
+        for (i, &delta) in deltas.iter().enumerate() {
+            let inter = match self.variant.inter {
+                Inter::Raw | Inter::Half => libm::tanh(delta * total),
+                Inter::Normalized => halves.iter().map(|other| libm::tanh(halves[i] * other)).sum(),
+            };
+            let norm = norm(i, delta);
+            scores[i] = round(exp(n * norm * norm) * inter);
         }
     }
 }
@@ -296,7 +423,7 @@ impl Combine for Script {
                 let delta = work.deltas[i];
                 // Exact zeros stay zero; other values take their sign to the clamped magnitude.
                 let clamped = if delta == 0.0 { 0.0 } else { self.clamped(i, delta).copysign(delta) };
-                sum += self.weights[i] * clamped * scale;
+                sum += self.weights[inputs.tensor][i] * clamped * scale;
                 divisor += scale;
             }
             *out = round(f64::from(inputs.base[element]) + sum / divisor.max(1e-12));

@@ -1,7 +1,7 @@
 //! Task arithmetic: the base plus a scaled sum of task vectors.
 
 use super::{
-    Combine, Default, Kind, Method, ParameterSpec, Pass, Scope, Settings,
+    Base, Combine, Default, Kind, Method, ParameterSpec, Pass, Scope, Settings,
     linear::{WEIGHT, WeightedSum, normalized},
 };
 
@@ -24,8 +24,8 @@ impl Method for TaskArithmetic {
         "base + lambda * sum of weight_i * (model_i - base) (Ilharco et al., Editing models with task arithmetic, ICLR 2023)"
     }
 
-    fn needs_base(&self) -> bool {
-        true
+    fn base(&self) -> Base {
+        Base::Needed
     }
 
     fn parameters(&self) -> &'static [ParameterSpec] {
@@ -44,8 +44,10 @@ impl Method for TaskArithmetic {
     }
 
     fn prepare(&self, settings: &Settings, _pass: &Pass<'_>) -> Box<dyn Combine> {
-        let lambda = settings.number("lambda");
-        let weights = normalized(settings.numbers("weight"), settings.flag("normalize"));
-        Box::new(WeightedSum { weights: weights.into_iter().map(|weight| lambda * weight).collect(), from_base: true })
+        let mut weights = normalized(settings);
+        for (row, lambda) in weights.iter_mut().zip(settings.per_tensor("lambda")) {
+            row.iter_mut().for_each(|weight| *weight *= lambda);
+        }
+        Box::new(WeightedSum { weights, from_base: true })
     }
 }

@@ -1,20 +1,12 @@
 //! TIES-Merging: trim, elect sign, disjoint merge (Yadav et al., NeurIPS 2023), with mergekit's conventions: density per tensor, signs elected on the
-//! weighted task vectors.
+//! weighted task vectors. All magnitudes that tie with the smallest one kept are kept, as in the paper's code; mergekit keeps exactly `k` of them.
 
 use super::{
-    Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings, linear::WEIGHT, order, round,
-    task_arithmetic::LAMBDA, task_vector,
+    Base, Combine, Method, ParameterSpec, Pass, Settings,
+    sparse::{Band, COMMON, Sparse, normalize, rescale},
 };
 
 pub(super) struct Ties;
-
-struct Trimmed {
-    /// `[tensor][model]`: magnitudes from here on are kept.
-    thresholds: Vec<Vec<f32>>,
-    weights: Vec<f64>,
-    lambda: f64,
-    normalize: bool,
-}
 
 impl Method for Ties {
     fn name(&self) -> &'static str {
@@ -25,104 +17,33 @@ impl Method for Ties {
         "trim each task vector to its largest magnitudes, elect a sign per parameter, merge what agrees (Yadav et al., TIES-Merging, NeurIPS 2023)"
     }
 
-    fn needs_base(&self) -> bool {
-        true
+    fn base(&self) -> Base {
+        Base::Needed
     }
 
     fn parameters(&self) -> &'static [ParameterSpec] {
-        const PARAMETERS: &[ParameterSpec] = &[
-            WEIGHT,
-            ParameterSpec {
-                name: "density",
-                scope: Scope::Model,
-                kind: Kind::Number(0.0, 1.0),
-                default: Default::Number(1.0),
-                doc: "Share of each tensor's task vector that is kept, largest magnitudes first.",
-            },
-            LAMBDA,
-            ParameterSpec {
-                name: "normalize",
-                scope: Scope::Merge,
-                kind: Kind::Flag,
-                default: Default::Flag(true),
-                doc: "Divide by the sum of the weights that agree.",
-            },
-        ];
+        const PARAMETERS: &[ParameterSpec] = &[COMMON[0], COMMON[1], COMMON[2], normalize(true), rescale(false)];
         PARAMETERS
     }
 
     fn prepare(&self, settings: &Settings, pass: &Pass<'_>) -> Box<dyn Combine> {
-        let densities = settings.numbers("density");
-        let thresholds =
-            pass.elements().iter().enumerate().map(|(tensor, &elements)| thresholds(pass, tensor, elements, &densities));
-        Box::new(Trimmed {
-            thresholds: thresholds.collect(),
-            weights: settings.numbers("weight"),
-            lambda: settings.number("lambda"),
-            normalize: settings.flag("normalize"),
-        })
+        let densities = settings.per_model("density");
+        let band = Band::prepare(pass, |tensor, model| {
+            let (density, elements) = (densities[tensor][model], pass.elements()[tensor]);
+            let kept = share(density, elements).max(1).min(elements);
+            (density > 0.0).then(|| ((elements - kept) as u64, elements.saturating_sub(1) as u64))
+        });
+        Box::new(Sparse::prepare(settings, pass, band, true, true))
     }
 }
 
-/// The magnitude of rank `k = max(1, floor(density * elements))` from the top, for each model; 0 keeps all, infinity none.
-fn thresholds(pass: &Pass<'_>, tensor: usize, elements: usize, densities: &[f64]) -> Vec<f32> {
-    if elements == 0 {
-        return vec![0.0; densities.len()];
-    }
-    let ranks: Vec<_> = densities
-        .iter()
-        .map(|&density| {
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                clippy::cast_precision_loss,
-                reason = "density lies in [0, 1]"
-            )]
-            let kept = ((density * elements as f64) as usize).max(1);
-            if density == 0.0 || kept >= elements { vec![] } else { vec![(elements - kept) as u64] }
-        })
-        .collect();
-    let found = order::select(pass, Some(tensor), &ranks, |inputs, rows| {
-        for ((row, model), ranks) in rows.iter_mut().zip(inputs.models).zip(&ranks) {
-            if !ranks.is_empty() {
-                row.extend(model.iter().zip(inputs.base).map(|(m, b)| task_vector(*m, *b).abs()));
-            }
-        }
-    });
-    found
-        .iter()
-        .zip(densities)
-        .map(|(found, &density)| match found.first() {
-            Some(&threshold) => threshold,
-            None if density == 0.0 => f32::INFINITY,
-            None => 0.0,
-        })
-        .collect()
-}
-
-impl Combine for Trimmed {
-    fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]) {
-        let thresholds = &self.thresholds[inputs.tensor];
-        for (element, out) in out.iter_mut().enumerate() {
-            let base = inputs.base[element];
-            let kept = |model: usize| {
-                let delta = task_vector(inputs.models[model][element], base);
-                if delta.abs() >= thresholds[model] { self.weights[model] * f64::from(delta) } else { 0.0 }
-            };
-            let models = 0..inputs.models.len();
-            let positive = models.clone().map(kept).sum::<f64>() >= 0.0;
-            let (mut sum, mut divisor) = (0.0, 0.0);
-            for model in models {
-                let delta = kept(model);
-                if delta != 0.0 && (delta > 0.0) == positive {
-                    sum += delta;
-                    divisor += self.weights[model];
-                }
-            }
-            if self.normalize && divisor.abs() >= 1e-8 {
-                sum /= divisor;
-            }
-            *out = round(f64::from(base) + self.lambda * sum);
-        }
-    }
+/// `floor(share * elements)`.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "the share lies in [0, 1]"
+)]
+pub(super) fn share(share: f64, elements: usize) -> usize {
+    (share * elements as f64) as usize
 }

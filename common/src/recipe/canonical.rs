@@ -8,12 +8,16 @@
 
 use thiserror::Error;
 
-use super::{DEPTH_MAX, Granularity, Input, LimitError, Merge, NODES_MAX, OPERANDS_MAX, Op, Parameters, Recipe, Value, limits};
+use super::{
+    DEPTH_MAX, Granularity, Input, LimitError, Merge, NODES_MAX, OPERANDS_MAX, Op, Parameters, Recipe, Rule, Value, limits,
+};
 use crate::digest::Digest;
 
 /// Version of the encoding; part of every id.
 const VERSION: u8 = 1;
 const ID_DOMAIN: &str = "evolver recipe v1";
+/// Kind of a parameter's value that holds others.
+const RULES: u8 = 4;
 
 /// Bytes that are not a recipe's canonical encoding.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -151,22 +155,37 @@ fn put_parameters(parameters: &Parameters, out: &mut Vec<u8>) {
     put_count(parameters.len(), out);
     for (name, value) in parameters {
         put_text(name, out);
-        match value {
-            Value::Flag(flag) => out.extend_from_slice(&[0, u8::from(*flag)]),
-            Value::Number(number) => {
-                out.push(1);
+        put_value(value, out);
+    }
+}
+
+fn put_value(value: &Value, out: &mut Vec<u8>) {
+    match value {
+        Value::Flag(flag) => out.extend_from_slice(&[0, u8::from(*flag)]),
+        Value::Number(number) => {
+            out.push(1);
+            put_number(*number, out);
+        }
+        Value::Text(text) => {
+            out.push(2);
+            put_text(text, out);
+        }
+        Value::Numbers(numbers) => {
+            out.push(3);
+            put_count(numbers.len(), out);
+            for number in numbers {
                 put_number(*number, out);
             }
-            Value::Text(text) => {
-                out.push(2);
-                put_text(text, out);
-            }
-            Value::Numbers(numbers) => {
-                out.push(3);
-                put_count(numbers.len(), out);
-                for number in numbers {
-                    put_number(*number, out);
+        }
+        Value::Rules(rules) => {
+            out.push(RULES);
+            put_count(rules.len(), out);
+            for rule in rules {
+                out.push(u8::from(rule.filter.is_some()));
+                if let Some(filter) = &rule.filter {
+                    put_text(filter, out);
                 }
+                put_value(&rule.value, out);
             }
         }
     }
@@ -233,19 +252,34 @@ impl Reader<'_> {
         let mut parameters = Parameters::new();
         for _ in 0..count {
             let name = self.text()?;
-            let value = match self.byte()? {
-                0 => Value::Flag(self.flag()?),
-                1 => Value::Number(self.number()?),
-                2 => Value::Text(self.text()?),
-                3 => {
-                    let count = self.count("numbers in a list", OPERANDS_MAX)?;
-                    Value::Numbers((0..count).map(|_| self.number()).collect::<Result<_, _>>()?)
-                }
-                _ => return Err(self.malformed("unknown kind of value")),
-            };
+            let kind = self.byte()?;
+            let value = if kind == RULES { self.rules()? } else { self.value(kind)? };
             parameters.insert(name, value);
         }
         Ok(parameters)
+    }
+
+    fn rules(&mut self) -> Result<Value, DecodeError> {
+        let count = self.count("rules", OPERANDS_MAX)?;
+        let rule = |_| {
+            let filter = if self.flag()? { Some(self.text()?) } else { None };
+            let kind = self.byte()?;
+            Ok(Rule { filter, value: self.value(kind)? })
+        };
+        Ok(Value::Rules((0..count).map(rule).collect::<Result<_, DecodeError>>()?))
+    }
+
+    fn value(&mut self, kind: u8) -> Result<Value, DecodeError> {
+        Ok(match kind {
+            0 => Value::Flag(self.flag()?),
+            1 => Value::Number(self.number()?),
+            2 => Value::Text(self.text()?),
+            3 => {
+                let count = self.count("numbers in a list", OPERANDS_MAX)?;
+                Value::Numbers((0..count).map(|_| self.number()).collect::<Result<_, _>>()?)
+            }
+            _ => return Err(self.malformed("unknown kind of value")),
+        })
     }
 
     fn operand(&mut self, nodes: &[Recipe]) -> Result<Recipe, DecodeError> {

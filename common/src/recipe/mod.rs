@@ -36,8 +36,21 @@ pub enum Value {
     Number(f64),
     /// A name, for instance a method's variant.
     Text(String),
-    /// Several numbers, for instance one per layer.
+    /// Several numbers, interpolated over the layers.
     Numbers(Vec<f64>),
+    /// Different values for different tensors.
+    Rules(Vec<Rule>),
+}
+
+/// A value for some tensors. Of several rules the first that matches a tensor's name holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// Part of the names of the tensors that it holds for; all of them if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<String>,
+    /// The value there; never rules again.
+    pub value: Value,
 }
 
 /// What a random mask is drawn for.

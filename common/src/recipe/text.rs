@@ -12,7 +12,7 @@ use std::{collections::HashMap, fmt};
 
 use thiserror::Error;
 
-use super::{Granularity, Input, Merge, NODES_MAX, Op, Parameters, Recipe, Value, canonical, limits};
+use super::{Granularity, Input, Merge, NODES_MAX, Op, Parameters, Recipe, Rule, Value, canonical, limits};
 use crate::digest::Digest;
 
 /// A text that is not a recipe.
@@ -79,7 +79,16 @@ fn literal(value: &Value) -> String {
         Value::Number(number) => format!("{number:?}"),
         Value::Text(text) => serde_json::Value::from(text.as_str()).to_string(),
         Value::Numbers(numbers) => format!("{numbers:?}"),
+        Value::Rules(rules) => {
+            let rules: Vec<_> = rules.iter().map(rule).collect();
+            format!("[{}]", rules.join(", "))
+        }
     }
+}
+
+fn rule(rule: &Rule) -> String {
+    let filter = rule.filter.as_ref().map(|filter| format!("filter={}, ", serde_json::Value::from(filter.as_str())));
+    format!("{{{}value={}}}", filter.unwrap_or_default(), literal(&rule.value))
 }
 
 /// Reads what [`Recipe`]'s `Display` wrote.
@@ -94,7 +103,7 @@ pub fn parse(text: &str) -> Result<Recipe, ParseError> {
         last = line;
         let bad = |what: String| ParseError { line, what };
         limits::check("nodes", named.len() + 1, NODES_MAX).map_err(|error| bad(error.to_string()))?;
-        let (name, node) = Parser { rest: content.trim(), named: &named }.line().map_err(bad)?;
+        let (name, node) = Parser { rest: content.trim(), named: &named, in_rules: false }.line().map_err(bad)?;
         limits::check("levels", node.depth(), super::DEPTH_MAX).map_err(|error| bad(error.to_string()))?;
         if named.insert(name.clone(), node.clone()).is_some() {
             return Err(bad(format!("{name} names two nodes")));
@@ -117,6 +126,8 @@ enum Argument {
 struct Parser<'a> {
     rest: &'a str,
     named: &'a HashMap<String, Recipe>,
+    /// Whether rules are being read: they hold none again, so that no text nests without bound.
+    in_rules: bool,
 }
 
 impl Parser<'_> {
@@ -180,6 +191,12 @@ impl Parser<'_> {
             return Ok(Argument::Value(Value::Text(text)));
         }
         if self.take('[') {
+            if self.rest.starts_with('{') {
+                if std::mem::replace(&mut self.in_rules, true) {
+                    return Err("rules stand inside rules".into());
+                }
+                return Ok(Argument::Value(Value::Rules(self.rules()?)));
+            }
             let mut numbers = Vec::new();
             while !self.take(']') {
                 let word = self.word()?;
@@ -195,6 +212,36 @@ impl Parser<'_> {
             "false" => Ok(Argument::Value(Value::Flag(false))),
             word => Ok(Argument::Word(word.to_owned())),
         }
+    }
+
+    /// Rules, behind their opening bracket.
+    fn rules(&mut self) -> Result<Vec<Rule>, String> {
+        let mut rules = Vec::new();
+        while !self.take(']') {
+            self.expect('{')?;
+            let mut filter = None;
+            let mut key = self.word()?;
+            if key == "filter" {
+                self.expect('=')?;
+                let Value::Text(text) = value(self.argument()?)? else {
+                    return Err("filter is not a text in quotes".into());
+                };
+                filter = Some(text);
+                self.expect(',')?;
+                key = self.word()?;
+            }
+            if key != "value" {
+                return Err(format!("{key} stands in a rule: filter and value are expected"));
+            }
+            self.expect('=')?;
+            rules.push(Rule { filter, value: value(self.argument()?)? });
+            self.expect('}')?;
+            if !self.rest.starts_with(']') {
+                self.expect(',')?;
+            }
+        }
+        self.in_rules = false;
+        Ok(rules)
     }
 
     fn models(&mut self) -> Result<Vec<Input>, String> {
@@ -329,6 +376,13 @@ mod tests {
                         ("variant".to_owned(), Value::Text("a \"b\", c)".into())),
                         ("flag".to_owned(), Value::Flag(seed % 2 == 0)),
                         ("list".to_owned(), Value::Numbers(vec![number, 1.0])),
+                        (
+                            "rules".to_owned(),
+                            Value::Rules(vec![
+                                Rule { filter: Some("a]\"}, ".into()), value: Value::Numbers(vec![number]) },
+                                Rule { filter: None, value: Value::Flag(seed % 2 == 0) },
+                            ]),
+                        ),
                     ]);
                     let model = |offset| Input { recipe: at(offset), parameters: parameters.clone() };
                     let base = (seed % 3 == 0).then(|| at(3));

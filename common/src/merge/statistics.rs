@@ -1,0 +1,155 @@
+//! Sums and inner products per tensor, added in the same order whatever the blocks and threads.
+
+use std::ops::Range;
+
+use super::{
+    pass::{CHUNK, Inputs, Pass},
+    task_vector,
+};
+
+/// Partial sums that one dot product keeps apart, so that it vectorises; a fixed number, so that its bits are the same everywhere.
+const LANES: usize = 8;
+
+/// `width` sums for each tensor: `[tensor][sum]`. `part` adds one chunk's terms (a range of the block's elements) to its sums.
+pub(super) fn sums(pass: &Pass<'_>, width: usize, part: impl Fn(&Inputs<'_>, Range<usize>, &mut [f64]) + Sync) -> Vec<Vec<f64>> {
+    sums_by(pass, |_| CHUNK, width, part)
+}
+
+/// As [`sums`], with chunks of as many elements as `chunk` says of a tensor's shape: a divisor or a multiple of every block.
+pub(super) fn sums_by(
+    pass: &Pass<'_>,
+    chunk: impl Fn(&[usize]) -> usize + Sync,
+    width: usize,
+    part: impl Fn(&Inputs<'_>, Range<usize>, &mut [f64]) + Sync,
+) -> Vec<Vec<f64>> {
+    let mut parts = pass.fold(
+        None,
+        Vec::new,
+        |parts: &mut Vec<(usize, usize, Vec<f64>)>, inputs| {
+            let length = inputs.models.first().map_or(0, |model| model.len());
+            let chunk = chunk(inputs.shape).max(1);
+            for start in (0..length).step_by(chunk) {
+                let mut sums = vec![0.0; width];
+                part(inputs, start..length.min(start + chunk), &mut sums);
+                parts.push((inputs.tensor, inputs.offset + start, sums));
+            }
+        },
+        |mut a, mut b| {
+            a.append(&mut b);
+            a
+        },
+    );
+    parts.sort_unstable_by_key(|(tensor, offset, _)| (*tensor, *offset));
+    let mut totals = vec![vec![0.0; width]; pass.elements().len()];
+    for (tensor, _, sums) in parts {
+        totals[tensor].iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+    }
+    totals
+}
+
+/// Which vectors a geometric method works on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Vectors {
+    /// The models.
+    Models,
+    /// The base, then the models.
+    BaseAndModels,
+    /// The models' differences to the base.
+    Deltas,
+}
+
+impl Vectors {
+    /// Writes elements of every vector, in F64.
+    pub(super) fn fill(self, inputs: &Inputs<'_>, elements: &(impl Iterator<Item = usize> + Clone), out: &mut Vec<Vec<f64>>) {
+        let base = (self == Self::BaseAndModels).then_some(inputs.base);
+        let rows = base.into_iter().chain(inputs.models.iter().copied());
+        out.resize(rows.clone().count(), Vec::new());
+        for (out, row) in out.iter_mut().zip(rows) {
+            out.clear();
+            if self == Self::Deltas {
+                out.extend(elements.clone().map(|element| f64::from(task_vector(row[element], inputs.base[element]))));
+            } else {
+                out.extend(elements.clone().map(|element| f64::from(row[element])));
+            }
+        }
+    }
+}
+
+/// Inner products of some vectors.
+#[derive(Clone, Debug)]
+pub(super) struct Gram {
+    size: usize,
+    /// Of the pairs i <= j.
+    products: Vec<f64>,
+}
+
+impl Gram {
+    /// The inner products of `vectors`.
+    pub(super) fn of(vectors: &[Vec<f64>]) -> Self {
+        let size = vectors.len();
+        let mut products = Vec::with_capacity(size * (size + 1) / 2);
+        for j in 0..size {
+            products.extend((0..=j).map(|i| dot(&vectors[i], &vectors[j])));
+        }
+        Self { size, products }
+    }
+
+    /// The inner products of each tensor's vectors.
+    pub(super) fn per_tensor(pass: &Pass<'_>, vectors: Vectors) -> Vec<Self> {
+        let size = pass.models() + usize::from(vectors == Vectors::BaseAndModels);
+        let rows = sums(pass, size * (size + 1) / 2, |inputs, elements, sums| {
+            let mut chunk = Vec::new();
+            vectors.fill(inputs, &elements, &mut chunk);
+            sums.copy_from_slice(&Self::of(&chunk).products);
+        });
+        rows.into_iter().map(|products| Self { size, products }).collect()
+    }
+
+    /// How many vectors there are.
+    pub(super) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// The inner product of vectors `i` and `j`.
+    pub(super) fn dot(&self, i: usize, j: usize) -> f64 {
+        let (i, j) = (i.min(j), i.max(j));
+        self.products[j * (j + 1) / 2 + i]
+    }
+
+    /// The length of vector `i`.
+    pub(super) fn norm(&self, i: usize) -> f64 {
+        self.dot(i, i).sqrt()
+    }
+
+    /// The inner product of two linear combinations of the vectors.
+    pub(super) fn dot_of(&self, a: &[f64], b: &[f64]) -> f64 {
+        let mut sum = 0.0;
+        for (i, a) in a.iter().enumerate() {
+            for (j, b) in b.iter().enumerate() {
+                sum += a * b * self.dot(i, j);
+            }
+        }
+        sum
+    }
+
+    /// The length of a linear combination.
+    pub(super) fn norm_of(&self, a: &[f64]) -> f64 {
+        self.dot_of(a, a).max(0.0).sqrt()
+    }
+}
+
+/// The inner product of two vectors of the same length.
+pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    let mut lanes = [0.0; LANES];
+    for (a, b) in a.iter().zip(b) {
+        for (lane, (a, b)) in lanes.iter_mut().zip(a.iter().zip(b)) {
+            *lane += a * b;
+        }
+    }
+    let mut sum: f64 = lanes.iter().sum();
+    for (a, b) in a_rest.iter().zip(b_rest) {
+        sum += a * b;
+    }
+    sum
+}

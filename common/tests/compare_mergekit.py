@@ -1,0 +1,132 @@
+"""Compares `evolver merge` with the real mergekit on generated models, and prints the largest difference of each method.
+
+    python3 -m venv venv && venv/bin/pip install mergekit==0.1.5 torch transformers safetensors
+    cargo build --release
+    venv/bin/python common/tests/compare_mergekit.py target/release/evolver [DIR]
+
+The models are Llamas of 2 layers with weights and differences of the size that fine-tuning leaves. mergekit computes in the type that it merges as, evolver in F64.
+For each method the largest difference is given plain and in units of the largest root mean square of a tensor's task vector (`scaled`), then the share
+of values that are not equal, and how many are `apart` by more than 1 % of that unit. Where a method drops at random the two draw different numbers: the
+ratio of the root mean squares of both merged task vectors is printed instead.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import transformers
+import yaml
+from safetensors.torch import load_file, save_file
+
+WEIGHTS = [0.5, 0.3, 0.4]
+RANDOM = {"dare_linear", "dare_ties", "della", "della_linear"}
+
+# (method, number of models, whether the base is given, parameters, parameters of each model)
+CASES = [
+    ("linear", 3, False, {}, "weight"),
+    ("task_arithmetic", 3, True, {"lambda": 0.7}, "weight"),
+    ("task_arithmetic", 3, True, {"weight": [{"filter": "mlp", "value": [0.2, 0.8]}, {"value": 0.4}]}, None),
+    ("slerp", 1, True, {"t": [{"filter": "self_attn", "value": [0, 0.7]}, {"value": 0.4}]}, None),
+    ("nuslerp", 2, False, {}, "weight"),
+    ("nuslerp", 2, True, {}, "weight"),
+    ("nuslerp", 2, True, {"nuslerp_flatten": False}, "weight"),
+    ("nuslerp", 2, True, {"nuslerp_flatten": False, "nuslerp_row_wise": True}, "weight"),
+    ("multislerp", 3, True, {}, "weight"),
+    ("multislerp", 3, False, {}, "weight"),
+    ("karcher", 3, False, {}, None),
+    ("ties", 3, True, {"density": 0.3}, "weight"),
+    ("ties", 3, True, {"density": 0.3, "normalize": False, "rescale": True}, "weight"),
+    ("breadcrumbs", 3, True, {"density": 0.6, "gamma": 0.02}, "weight"),
+    ("breadcrumbs_ties", 3, True, {"density": 0.6, "gamma": 0.02}, "weight"),
+    ("dare_linear", 3, True, {"density": 0.5}, "weight"),
+    ("dare_ties", 3, True, {"density": 0.5}, "weight"),
+    ("della", 3, True, {"density": 0.5, "epsilon": 0.2}, "weight"),
+    ("della_linear", 3, True, {"density": 0.5, "epsilon": 0.2}, "weight"),
+    ("model_stock", 3, True, {}, None),
+    ("model_stock", 3, True, {"filter_wise": True}, None),
+    ("nearswap", 1, True, {"t": 0.0005}, None),
+    ("arcee_fusion", 1, True, {}, None),
+    ("sce", 3, True, {"select_topk": 0.4}, None),
+    ("ram", 3, True, {"epsilon": 5e-4}, None),
+    ("ramplus_tl", 3, True, {"epsilon": 5e-4}, None),
+    ("passthrough", 1, False, {"scale": 0.5}, None),
+]
+
+
+def models(folder, dtype):
+    """A base and three models near it."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        tie_word_embeddings=False, torch_dtype=str(dtype).removeprefix("torch."),
+    )
+    base = transformers.LlamaForCausalLM(config).state_dict()
+    for name in ("base", "a", "b", "c"):
+        path = folder / name
+        path.mkdir(parents=True)
+        config.save_pretrained(path)
+        step = lambda t: t + (0 if name == "base" else 1e-3) * torch.randn(t.shape) * (torch.rand(t.shape) < 0.95)
+        save_file({n: step(t.float()).to(dtype).contiguous() for n, t in base.items()}, path / "model.safetensors", {"format": "pt"})
+        (path / "config.json").write_text(json.dumps(json.loads((path / "config.json").read_text()) | {"architectures": ["LlamaForCausalLM"]}))
+
+
+def weights(path):
+    return {n: t for file in sorted(Path(path).glob("*.safetensors")) for n, t in load_file(file).items()}
+
+
+def run(command):
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError((done.stderr or done.stdout).strip().splitlines()[-1])
+
+
+def main():
+    evolver = Path(sys.argv[1]).resolve()
+    mergekit = Path(sys.executable).parent / "mergekit-yaml"
+    root = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(tempfile.mkdtemp())
+    for dtype, computed in [("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")]:
+        folder = root / f"{dtype}-{computed}"
+        models(folder, getattr(torch, dtype))
+        base = {n: t.float() for n, t in weights(folder / "base").items()}
+        scale = max(((t.float() - base[n]) ** 2).mean().sqrt().item() for n, t in weights(folder / "a").items())
+        print(f"\nsaved as {dtype}, merged as {computed}\n{'method':<64} {'largest':>9} {'scaled':>9} {'unequal':>9} {'apart':>9}")
+        for number, (method, count, with_base, parameters, each) in enumerate(CASES):
+            entries = [{"model": str(folder / name)} for name in "abc"[:count]]
+            if each:
+                for entry, weight in zip(entries, WEIGHTS):
+                    entry["parameters"] = {each: weight}
+            if method in ("slerp", "nearswap", "arcee_fusion"):
+                entries.insert(0, {"model": str(folder / "base")})
+            config = {"merge_method": method, "models": entries, "parameters": parameters, "dtype": computed}
+            if with_base:
+                config["base_model"] = str(folder / "base")
+            file = folder / f"{number}.yaml"
+            file.write_text(yaml.safe_dump(config))
+            label = f"{method} {json.dumps(parameters)}{'' if with_base else ', no base'}"
+            try:
+                theirs, ours = folder / f"{number}-mergekit", folder / f"{number}-evolver"
+                run([mergekit, file, theirs, "--no-copy-tokenizer"])
+                run([evolver, "merge", file, "--out", ours])
+            except RuntimeError as error:
+                print(f"{label:<64} {error}")
+                continue
+            theirs, ours = weights(theirs), weights(ours)
+            assert theirs.keys() == ours.keys(), (theirs.keys() ^ ours.keys())
+            if method in RANDOM:
+                size = lambda table: sum(((t.float() - base[n]) ** 2).sum().item() for n, t in table.items()) ** 0.5
+                print(f"{label:<64} size of the merged task vector: {size(ours) / size(theirs):.4f} of mergekit's")
+                continue
+            largest = max((ours[n].float() - theirs[n].float()).abs().max().item() for n in ours)
+            unequal = sum((ours[n] != theirs[n]).sum().item() for n in ours) / sum(t.numel() for t in ours.values())
+            apart = sum(((ours[n].float() - theirs[n].float()).abs() > 0.01 * scale).sum().item() for n in ours)
+            print(f"{label:<64} {largest:9.1e} {largest / scale:9.1e} {unequal:9.5f} {apart:9d}")
+    if len(sys.argv) <= 2:
+        shutil.rmtree(root)
+
+
+if __name__ == "__main__":
+    main()
