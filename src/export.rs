@@ -1,17 +1,22 @@
 //! `export`: a model of a search as a folder that `transformers` opens.
+//!
+//! Where tasks have heads of their own, no one head would be right for the whole: then there is such a folder for each task, its weights in two
+//! shards, of which the body is one file under several names.
 
 use std::{
-    io,
-    path::Path,
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
 
 use anyhow::Context as _;
 use evolver_common::{
     checkpoint::{
-        Checkpoint, Dtype,
+        Checkpoint, Dtype, TensorInfo,
         write::{Announced, FolderWriter, WeightsWriter, WriteError},
     },
+    definition::ResolvedTask,
     merge::{Engine, Sink},
     recipe::Recipe,
 };
@@ -19,6 +24,10 @@ use evolver_coordinator::{search::Individual, service::Replay};
 use evolver_worker::materialize::Materializer;
 
 use crate::{cli, fail::refuse, show};
+
+/// The shards of a task's folder, by the names that `transformers` gives shards: what all tasks share, and the task's own.
+const BODY: &str = "model-00001-of-00002.safetensors";
+const HEAD: &str = "model-00002-of-00002.safetensors";
 
 pub(crate) fn export(options: &cli::Export) -> anyhow::Result<()> {
     let replay = show::open(&options.dir)?;
@@ -44,13 +53,51 @@ fn find(replay: &Replay, wanted: &str) -> anyhow::Result<Individual> {
     })
 }
 
-/// Writes one individual as a checkpoint folder.
+/// Writes one individual: a checkpoint folder, or, where tasks have heads of their own, a checkpoint folder for each task.
 pub(crate) fn export_individual(replay: &Replay, individual: &Individual, dir: &Path, out: &Path) -> anyhow::Result<()> {
     let resolved = &replay.resolved;
     let materializer = Materializer::open(resolved, &dir.join("cache")).map_err(refuse)?;
     let base = materializer.base();
+    let recipe = &individual.recipe;
+    let card = card(replay, individual);
+    let heads = materializer.task_heads();
+    if heads.is_empty() {
+        let config = config(base, resolved.tasks.first());
+        return write_model(base, materializer.engine(), recipe, None, &config, &card, out);
+    }
+    let folder = FolderWriter::new(out).map_err(refuse)?;
+    let mut body: Option<PathBuf> = None;
+    for (task, (expert, names)) in resolved.tasks.iter().zip(heads) {
+        let of_task = FolderWriter::new(&folder.path().join(&task.name))?;
+        match &body {
+            // The same file under several names; a file system without hard links holds copies.
+            Some(body) => fs::hard_link(body, of_task.path().join(BODY))
+                .or_else(|_| fs::copy(body, of_task.path().join(BODY)).map(drop))
+                .with_context(|| format!("cannot write {}", out.join(&task.name).join(BODY).display()))?,
+            None => write_weights(&of_task, BODY, base, &names, materializer.engine(), recipe, None)?,
+        }
+        let announced: Vec<_> = names.iter().map(|name| announced(name, &expert.tensors()[name], None)).collect();
+        let writer = of_task.weights(HEAD, &announced)?;
+        for (index, name) in names.iter().enumerate() {
+            writer.copy(index, expert, name)?;
+        }
+        writer.finish(true)?;
+        let shared = base.tensors().keys().filter(|name| !names.contains(name)).map(|name| (name.clone(), BODY));
+        let places: BTreeMap<_, _> = shared.chain(names.iter().map(|name| (name.clone(), HEAD))).collect();
+        let index = serde_json::json!({ "metadata": {}, "weight_map": places });
+        of_task.write("model.safetensors.index.json", serde_json::to_string_pretty(&index)?.as_bytes())?;
+        write_side_files(&of_task, base, &config(base, Some(task)))?;
+        of_task.finish()?;
+        body.get_or_insert(folder.path().join(&task.name).join(BODY));
+    }
+    folder.write("README.md", card.as_bytes())?;
+    folder.finish().map_err(refuse)
+}
+
+/// The base's config with the task's labels.
+fn config(base: &Checkpoint, task: Option<&ResolvedTask>) -> serde_json::Value {
     let mut config = base.config().unwrap_or_default();
-    if let (Some(table), Some(task)) = (config.as_object_mut(), resolved.tasks.first()) {
+    if let (Some(table), Some(task)) = (config.as_object_mut(), task) {
         let labels = || task.labels.iter().enumerate();
         table.insert(
             "id2label".into(),
@@ -61,8 +108,7 @@ pub(crate) fn export_individual(replay: &Replay, individual: &Individual, dir: &
             labels().map(|(id, label)| (label.clone(), id.into())).collect::<serde_json::Map<_, _>>().into(),
         );
     }
-    let card = card(replay, individual);
-    write_model(base, materializer.engine(), &individual.recipe, None, &config, &card, out)
+    config
 }
 
 fn card(replay: &Replay, individual: &Individual) -> String {
@@ -115,16 +161,35 @@ pub(crate) fn write_model(
     out: &Path,
 ) -> anyhow::Result<()> {
     let folder = FolderWriter::new(out).map_err(refuse)?;
-    let announced: Vec<_> = layout
-        .tensors()
-        .iter()
-        .map(|(name, info)| Announced {
-            name: name.clone(),
-            dtype: if info.dtype.is_float() { dtype.unwrap_or(info.dtype) } else { info.dtype },
-            shape: info.shape.clone(),
-        })
-        .collect();
-    let writer = folder.weights("model.safetensors", &announced)?;
+    write_weights(&folder, "model.safetensors", layout, &[], engine, recipe, dtype)?;
+    write_side_files(&folder, layout, config)?;
+    folder.write("README.md", card.as_bytes())?;
+    folder.finish().map_err(refuse)
+}
+
+fn write_side_files(folder: &FolderWriter, layout: &Checkpoint, config: &serde_json::Value) -> anyhow::Result<()> {
+    folder.write("config.json", serde_json::to_string_pretty(config)?.as_bytes())?;
+    Ok(folder.copy_side_files(layout.folder())?)
+}
+
+fn announced(name: &str, info: &TensorInfo, dtype: Option<Dtype>) -> Announced {
+    let dtype = dtype.filter(|_| info.dtype.is_float()).unwrap_or(info.dtype);
+    Announced { name: name.to_owned(), dtype, shape: info.shape.clone() }
+}
+
+/// Writes the tensors of `layout` but `without`: the evolving ones as the recipe has them, the others as they are.
+fn write_weights(
+    folder: &FolderWriter,
+    name: &str,
+    layout: &Checkpoint,
+    without: &[String],
+    engine: &Engine,
+    recipe: &Recipe,
+    dtype: Option<Dtype>,
+) -> anyhow::Result<()> {
+    let kept = layout.tensors().iter().filter(|(name, _)| !without.contains(name));
+    let announced: Vec<_> = kept.map(|(name, info)| announced(name, info, dtype)).collect();
+    let writer = folder.weights(name, &announced)?;
     let place = |name: &str| announced.iter().position(|tensor| tensor.name == name);
     let evolving = &engine.space().tensors;
     let target = Target {
@@ -147,9 +212,5 @@ pub(crate) fn write_model(
             }
         }
     }
-    writer.finish(true).context("while completing the weights").map_err(refuse)?;
-    folder.write("config.json", serde_json::to_string_pretty(config)?.as_bytes())?;
-    folder.write("README.md", card.as_bytes())?;
-    folder.copy_side_files(layout.folder())?;
-    folder.finish().map_err(refuse)
+    writer.finish(true).context("while completing the weights").map_err(refuse)
 }

@@ -78,6 +78,14 @@ impl Workshop {
         };
         let name = resolved.definition.tasks.first().map_or("classification", |task| task.evaluator.as_str());
         let evaluator = evaluate::open(name, &setup, tasks)?;
+        let of_heads = materializer.task_heads().into_iter().flat_map(|(_, names)| names);
+        if let Some(other) = of_heads.into_iter().find(|name| !evaluator.head().contains(&name.as_str())) {
+            let known = evaluator.head().join(", ");
+            let message = format!(
+                "models.heads names tensor {other:?}, which cannot be a task's own: a head of the evaluator {name} consists of {known}"
+            );
+            return Err(Failure { class: FailureClass::Input, message });
+        }
         Ok(Self { materializer, evaluator })
     }
 

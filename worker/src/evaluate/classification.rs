@@ -15,7 +15,8 @@ use tokenizers::{EncodeInput, Tokenizer, TruncationDirection, TruncationParams, 
 use super::{Candidate, EvaluateError, Evaluator, Setup, TaskInput};
 use crate::models::{Bert, BertConfig, Head, ModelError};
 
-struct Classification {
+/// The evaluator, its texts tokenized.
+pub struct Classification {
     config: BertConfig,
     device: Device,
     batch_tokens: usize,
@@ -39,21 +40,7 @@ struct Text {
 type Place = (usize, usize);
 
 pub(super) fn open(setup: &Setup, tasks: Vec<TaskInput>) -> Result<Box<dyn Evaluator>, EvaluateError> {
-    let config = BertConfig::new(setup.config.clone())?;
-    let path = setup.folder.join("tokenizer.json");
-    let bad = |what: String| EvaluateError::Tokenizer { path: path.clone(), what };
-    let tokenizer = Tokenizer::from_file(&path).map_err(|error| bad(error.to_string()))?;
-    let tasks = tasks.into_iter().map(|task| {
-        let max_length = task.max_length.min(config.max_position_embeddings);
-        let tokenize = |items: &[Item]| tokenize(&tokenizer, max_length, items).map_err(&bad);
-        Ok(Task { dev: tokenize(&task.dev)?, test: tokenize(&task.test)?, labels: task.labels, name: task.name })
-    });
-    Ok(Box::new(Classification {
-        tasks: tasks.collect::<Result<_, EvaluateError>>()?,
-        device: device()?,
-        batch_tokens: setup.batch_tokens,
-        config,
-    }))
+    Ok(Box::new(Classification::open(setup, tasks)?))
 }
 
 /// The fastest device that this program was built for. The GPU branches have not been run where this project is built.
@@ -104,6 +91,34 @@ impl Task {
 }
 
 impl Classification {
+    /// Reads the tokenizer and tokenizes every text.
+    ///
+    /// # Errors
+    /// If the config is not of a network that can be run, or the tokenizer cannot be used.
+    pub fn open(setup: &Setup, tasks: Vec<TaskInput>) -> Result<Self, EvaluateError> {
+        let config = BertConfig::new(setup.config.clone())?;
+        let path = setup.folder.join("tokenizer.json");
+        let bad = |what: String| EvaluateError::Tokenizer { path: path.clone(), what };
+        let tokenizer = Tokenizer::from_file(&path).map_err(|error| bad(error.to_string()))?;
+        let tasks = tasks.into_iter().map(|task| {
+            let max_length = task.max_length.min(config.max_position_embeddings);
+            let tokenize = |items: &[Item]| tokenize(&tokenizer, max_length, items).map_err(&bad);
+            Ok(Task { dev: tokenize(&task.dev)?, test: tokenize(&task.test)?, labels: task.labels, name: task.name })
+        });
+        Ok(Self {
+            tasks: tasks.collect::<Result<_, EvaluateError>>()?,
+            device: device()?,
+            batch_tokens: setup.batch_tokens,
+            config,
+        })
+    }
+
+    /// The (token, type) pairs of every text of a task.
+    #[must_use]
+    pub fn tokens(&self, task: usize, split: Split) -> Vec<&[(u32, u32)]> {
+        self.tasks[task].texts(split).iter().map(|text| text.tokens.as_slice()).collect()
+    }
+
     /// All texts of a split, longest first, cut into batches of at most `batch_tokens`.
     fn batches(&self, split: Split) -> Vec<Vec<Place>> {
         let tasks = self.tasks.iter().enumerate();
@@ -133,26 +148,52 @@ impl Classification {
     fn heads(&self, candidate: &mut Candidate) -> Result<Vec<Head>, EvaluateError> {
         if candidate.heads.is_empty() {
             let labels = self.tasks.first().map_or(0, |task| task.labels);
+            if let Some(other) = self.tasks.iter().find(|task| task.labels != labels) {
+                let (first, second) = (self.tasks[0].name.clone(), other.name.clone());
+                return Err(EvaluateError::Labels { first, labels, second, others: other.labels });
+            }
             return Ok(vec![Head::load(&self.config, &mut candidate.shared, labels, &self.device)?]);
         }
-        let heads = self.tasks.iter().zip(&mut candidate.heads);
-        heads.map(|(task, weights)| Ok(Head::load(&self.config, weights, task.labels, &self.device)?)).collect()
+        let heads = self.tasks.iter().zip(&mut candidate.heads).map(|(task, own)| {
+            own.share(&Head::TENSORS, &candidate.shared);
+            Ok(Head::load(&self.config, own, task.labels, &self.device)?)
+        });
+        heads.collect()
     }
 
-    /// Predicted labels of one batch.
-    fn predict(&self, bert: &Bert, heads: &[Head], split: Split, batch: &[Place]) -> Result<Vec<usize>, EvaluateError> {
-        let logits = self.logits(bert, heads, split, batch)?;
-        let label = |(logits, &(task, item)): (&Vec<f32>, &Place)| {
-            if logits.iter().any(|logit| !logit.is_finite()) {
-                return Err(EvaluateError::NonFinite { task: self.tasks[task].name.clone(), item });
+    /// The model's outputs for every item of every task, in the data's order.
+    ///
+    /// # Errors
+    /// If the model does not fit the network or the tasks, cannot be run, gives NaN or infinity, or was stopped by `progress`.
+    pub fn logits(
+        &self,
+        mut candidate: Candidate,
+        split: Split,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<Vec<Vec<Vec<f32>>>, EvaluateError> {
+        let heads = self.heads(&mut candidate)?;
+        let bert = Bert::load(&self.config, &mut candidate.shared, &self.device)?;
+        drop(candidate);
+        let total = self.tasks.iter().map(|task| task.texts(split).len() as u64).sum();
+        let mut done = 0;
+        let mut all: Vec<Vec<Vec<f32>>> = self.tasks.iter().map(|task| vec![Vec::new(); task.texts(split).len()]).collect();
+        for batch in self.batches(split) {
+            for (&(task, item), logits) in batch.iter().zip(self.run(&bert, &heads, split, &batch)?) {
+                if logits.iter().any(|logit| !logit.is_finite()) {
+                    return Err(EvaluateError::NonFinite { task: self.tasks[task].name.clone(), item });
+                }
+                all[task][item] = logits;
             }
-            // The first of equal ones, as argmax has it.
-            Ok((1..logits.len()).fold(0, |best, label| if logits[label] > logits[best] { label } else { best }))
-        };
-        logits.iter().zip(batch).map(label).collect()
+            done += batch.len() as u64;
+            if progress(done, total).is_break() {
+                return Err(EvaluateError::Stopped);
+            }
+        }
+        Ok(all)
     }
 
-    fn logits(&self, bert: &Bert, heads: &[Head], split: Split, batch: &[Place]) -> Result<Vec<Vec<f32>>, ModelError> {
+    /// Logits of one batch.
+    fn run(&self, bert: &Bert, heads: &[Head], split: Split, batch: &[Place]) -> Result<Vec<Vec<f32>>, ModelError> {
         let texts: Vec<_> = batch.iter().map(|&(task, item)| self.tasks[task].texts(split)[item].tokens.as_slice()).collect();
         let first = bert.forward(&texts)?;
         if let [head] = heads {
@@ -174,31 +215,28 @@ impl Classification {
 }
 
 impl Evaluator for Classification {
+    fn head(&self) -> &[&str] {
+        &Head::TENSORS
+    }
+
     fn evaluate(
         &mut self,
-        mut candidate: Candidate,
+        candidate: Candidate,
         split: Split,
         progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Result<Scores, EvaluateError> {
-        let heads = self.heads(&mut candidate)?;
-        let bert = Bert::load(&self.config, &mut candidate.shared, &self.device)?;
-        let total = self.tasks.iter().map(|task| task.texts(split).len() as u64).sum();
-        let mut done = 0;
-        let mut predicted: Vec<Vec<usize>> = self.tasks.iter().map(|task| vec![0; task.texts(split).len()]).collect();
-        for batch in self.batches(split) {
-            let labels = self.predict(&bert, &heads, split, &batch)?;
-            for (&(task, item), label) in batch.iter().zip(labels) {
-                predicted[task][item] = label;
-            }
-            done += batch.len() as u64;
-            if progress(done, total).is_break() {
-                return Err(EvaluateError::Stopped);
-            }
-        }
-        let tasks = self.tasks.iter().zip(&predicted).map(|(task, predicted)| {
+        let logits = self.logits(candidate, split, progress)?;
+        let tasks = self.tasks.iter().zip(&logits).map(|(task, logits)| {
             let truth: Vec<_> = task.texts(split).iter().map(|text| text.label).collect();
-            classification(&task.name, &truth, predicted, task.labels)
+            let predicted: Vec<_> = logits.iter().map(|logits| label(logits)).collect();
+            classification(&task.name, &truth, &predicted, task.labels)
         });
         Ok(Scores { tasks: tasks.collect() })
     }
+}
+
+/// The predicted label: the first of the largest outputs, as argmax has it.
+#[must_use]
+pub fn label(logits: &[f32]) -> usize {
+    (1..logits.len()).fold(0, |best, label| if logits[label] > logits[best] { label } else { best })
 }

@@ -1,6 +1,6 @@
 //! Evaluators: from weights to scores.
 
-mod classification;
+pub mod classification;
 
 use std::{ops::ControlFlow, path::PathBuf};
 
@@ -71,6 +71,21 @@ pub enum EvaluateError {
         /// The item, from 0.
         item: usize,
     },
+    /// Tasks of different label counts share one head.
+    #[error(
+        "task {first} has {labels} labels and task {second} has {others}, and they share one head: \
+         models.heads and a head for each task keep heads apart"
+    )]
+    Labels {
+        /// A task.
+        first: String,
+        /// Its labels.
+        labels: usize,
+        /// Another task.
+        second: String,
+        /// Its labels.
+        others: usize,
+    },
     /// There is no such evaluator.
     #[error("unknown evaluator {0}")]
     Unknown(String),
@@ -84,12 +99,15 @@ pub enum EvaluateError {
 pub struct Candidate {
     /// Tensors that all tasks share.
     pub shared: ModelWeights,
-    /// Head tensors, one set per task; empty where heads are shared.
+    /// What each task has of its own; empty where all tasks share everything. What a task lacks there it shares.
     pub heads: Vec<ModelWeights>,
 }
 
 /// Scores models on a fixed set of tasks.
 pub trait Evaluator: Send {
+    /// Names of the tensors that a task may have of its own.
+    fn head(&self) -> &[&str];
+
     /// Scores a model on every task, in their order. `progress` hears of items done and items in all, and may end the work.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use std::{path::Path, sync::Arc};
 
 use evolver_common::{
     checkpoint::{Checkpoint, DigestCache, Space, fit},
-    definition::{Resolved, Source},
+    definition::{Resolved, Source, Task},
     digest::Digest,
     merge::{BuildError, CheckpointLeaf, Engine, Options},
     recipe::Recipe,
@@ -131,39 +131,38 @@ impl Materializer {
     }
 
     fn candidate(&self, built: Vec<Vec<f32>>) -> Candidate {
-        let mut shared = ModelWeights::default();
-        for (name, info) in self.base.tensors() {
-            if info.dtype.is_float() {
-                shared.insert(name, &info.shape, Values::Mapped(Arc::clone(&self.base), name.clone()));
-            }
-        }
+        let mut shared = ModelWeights::of(&self.base);
         for (tensor, values) in self.space().tensors.iter().zip(built) {
             shared.insert(&tensor.name, &tensor.shape, Values::Owned(values));
         }
         Candidate { heads: self.heads(), shared }
     }
 
-    /// Each task's own head, where heads are kept apart; a head that is not among its tensors is the base's.
+    /// Each task's own tensors, where heads are kept apart.
     fn heads(&self) -> Vec<ModelWeights> {
-        let patterns = self.resolved.patterns();
-        if patterns.heads.is_empty() {
-            return Vec::new();
-        }
-        let of_task = |task: &evolver_common::definition::Task| {
+        let weights = |(expert, names): (&Arc<Checkpoint>, Vec<String>)| {
             let mut weights = ModelWeights::default();
-            let owner = self.resolved.experts.iter().position(|source| Some(&source.name) == task.head.as_ref());
-            let expert = owner.map_or(&self.base, |index| &self.experts[index]);
-            for name in
-                self.base.tensors().keys().filter(|name| name.starts_with("bert.pooler.") || name.starts_with("classifier."))
-            {
-                weights.insert(name, &self.base.tensors()[name].shape, Values::Mapped(Arc::clone(&self.base), name.clone()));
-            }
-            for name in patterns.heads_of(expert) {
+            for name in names {
                 weights.insert(&name, &expert.tensors()[&name].shape, Values::Mapped(Arc::clone(expert), name.clone()));
             }
             weights
         };
-        self.resolved.definition.tasks.iter().map(of_task).collect()
+        self.task_heads().into_iter().map(weights).collect()
+    }
+
+    /// The expert whose head each task has, with the names of the head's tensors; empty where all tasks share everything.
+    #[must_use]
+    pub fn task_heads(&self) -> Vec<(&Arc<Checkpoint>, Vec<String>)> {
+        let patterns = self.resolved.patterns();
+        if patterns.heads.is_empty() {
+            return Vec::new();
+        }
+        let head = |task: &Task| {
+            let owner = self.resolved.experts.iter().position(|source| Some(&source.name) == task.head.as_ref());
+            let expert = owner.map_or(&self.base, |index| &self.experts[index]);
+            (expert, patterns.heads_of(expert))
+        };
+        self.resolved.definition.tasks.iter().map(head).collect()
     }
 
     /// Whether every checkpoint is still the one that was opened.

@@ -218,17 +218,21 @@ impl Layer {
 }
 
 impl Head {
+    /// The tensors of a head.
+    pub const TENSORS: [&str; 4] = ["bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight", "classifier.bias"];
+
     /// Takes pooler and classifier out of `weights`.
     ///
     /// # Errors
     /// If a tensor is missing or of another shape, for instance a classifier of another width than `labels`.
     pub fn load(config: &BertConfig, weights: &mut ModelWeights, labels: usize, device: &Device) -> Result<Self, ModelError> {
         let hidden = config.hidden_size;
+        let [pooler, pooler_bias, classifier, classifier_bias] = Self::TENSORS;
         Ok(Self {
-            pooler: weights.tensor("bert.pooler.dense.weight", &[hidden, hidden], device)?,
-            pooler_bias: weights.tensor("bert.pooler.dense.bias", &[hidden], device)?,
-            classifier: weights.tensor("classifier.weight", &[labels, hidden], device)?,
-            classifier_bias: weights.tensor("classifier.bias", &[labels], device)?,
+            pooler: weights.tensor(pooler, &[hidden, hidden], device)?,
+            pooler_bias: weights.tensor(pooler_bias, &[hidden], device)?,
+            classifier: weights.tensor(classifier, &[labels, hidden], device)?,
+            classifier_bias: weights.tensor(classifier_bias, &[labels], device)?,
         })
     }
 

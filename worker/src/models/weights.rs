@@ -26,7 +26,7 @@ pub enum ModelError {
 }
 
 /// A tensor's values.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Values {
     /// Built for this model.
     Owned(Vec<f32>),
@@ -41,6 +41,24 @@ pub struct ModelWeights {
 }
 
 impl ModelWeights {
+    /// Every float tensor of a checkpoint, read where it is mapped.
+    #[must_use]
+    pub fn of(checkpoint: &Arc<Checkpoint>) -> Self {
+        let floats = checkpoint.tensors().iter().filter(|(_, info)| info.dtype.is_float());
+        let mapped =
+            floats.map(|(name, info)| (name.clone(), (info.shape.clone(), Values::Mapped(Arc::clone(checkpoint), name.clone()))));
+        Self { tensors: mapped.collect() }
+    }
+
+    /// Adds the tensors of `other` that are named and that `self` lacks.
+    pub fn share(&mut self, names: &[&str], other: &Self) {
+        for &name in names {
+            if let (false, Some(tensor)) = (self.tensors.contains_key(name), other.tensors.get(name)) {
+                self.tensors.insert(name.to_owned(), tensor.clone());
+            }
+        }
+    }
+
     /// Adds or replaces a tensor.
     pub fn insert(&mut self, name: &str, shape: &[usize], values: Values) {
         self.tensors.insert(name.to_owned(), (shape.to_vec(), values));
