@@ -10,7 +10,8 @@ use evolver_common::{
     data::Item,
     score::{Scores, Split, classification},
 };
-use tokenizers::{EncodeInput, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
+use rayon::prelude::*;
+use tokenizers::{PostProcessor as _, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy, truncate_encodings};
 
 use super::{Candidate, EvaluateError, Evaluator, Setup, TaskInput};
 use crate::models::{Bert, BertConfig, Head, ModelError};
@@ -55,30 +56,33 @@ fn device() -> Result<Device, EvaluateError> {
     Ok(device.map_err(ModelError::from)?)
 }
 
+/// Tokens of every item, the special ones included, at most `max_length` of them.
+///
+/// Encodings are cut here and not by the tokenizer: the tokenizers crate (0.23.2) cuts each text of a pair before it looks which is the longer, and
+/// so keeps other tokens than `transformers` does.
 fn tokenize(tokenizer: &Tokenizer, max_length: usize, items: &[Item]) -> Result<Vec<Text>, String> {
-    let mut tokenizer = tokenizer.clone();
-    tokenizer.with_padding(None);
-    tokenizer
-        .with_truncation(Some(TruncationParams {
-            max_length,
-            strategy: TruncationStrategy::LongestFirst,
-            stride: 0,
-            direction: TruncationDirection::Right,
-        }))
-        .map_err(|error| error.to_string())?;
-    let inputs: Vec<EncodeInput<'_>> = items
-        .iter()
-        .map(|item| match &item.pair {
-            Some(pair) => (item.text.as_str(), pair.as_str()).into(),
-            None => item.text.as_str().into(),
-        })
-        .collect();
-    let encodings = tokenizer.encode_batch(inputs, true).map_err(|error| error.to_string())?;
-    let texts = encodings.iter().zip(items).map(|(encoding, item)| Text {
-        tokens: encoding.get_ids().iter().copied().zip(encoding.get_type_ids().iter().copied()).collect(),
-        label: item.label,
-    });
-    Ok(texts.collect())
+    let one = |(number, item): (usize, &Item)| -> Result<Text, String> {
+        let encode = |text: &str| tokenizer.encode(text, false).map_err(|error| error.to_string());
+        let first = encode(&item.text)?;
+        let mut second = item.pair.as_deref().map(encode).transpose()?;
+        if let Some(second) = &mut second {
+            second.set_type_ids(vec![1; second.len()]);
+        }
+        let special = tokenizer.get_post_processor().map_or(0, |processor| processor.added_tokens(second.is_some()));
+        let room = max_length.checked_sub(special).filter(|&room| room > 0).ok_or_else(|| {
+            format!("max_length is {max_length}, of which {special} are special tokens: nothing is left for the text")
+        })?;
+        let (strategy, direction) = (TruncationStrategy::LongestFirst, TruncationDirection::Right);
+        let cut = TruncationParams { max_length: room, strategy, stride: 0, direction };
+        let (first, second) = truncate_encodings(first, second, &cut).map_err(|error| error.to_string())?;
+        let whole = tokenizer.post_process(first, second, true).map_err(|error| error.to_string())?;
+        if whole.is_empty() {
+            return Err(format!("item {number} has no tokens at all, and there is nothing to run the model on"));
+        }
+        let tokens = whole.get_ids().iter().copied().zip(whole.get_type_ids().iter().copied());
+        Ok(Text { tokens: tokens.collect(), label: item.label })
+    };
+    items.par_iter().enumerate().map(one).collect()
 }
 
 impl Task {
@@ -99,7 +103,8 @@ impl Classification {
         let config = BertConfig::new(setup.config.clone())?;
         let path = setup.folder.join("tokenizer.json");
         let bad = |what: String| EvaluateError::Tokenizer { path: path.clone(), what };
-        let tokenizer = Tokenizer::from_file(&path).map_err(|error| bad(error.to_string()))?;
+        let mut tokenizer = Tokenizer::from_file(&path).map_err(|error| bad(error.to_string()))?;
+        tokenizer.with_padding(None).with_truncation(None).map_err(|error| bad(error.to_string()))?;
         let tasks = tasks.into_iter().map(|task| {
             let max_length = task.max_length.min(config.max_position_embeddings);
             let tokenize = |items: &[Item]| tokenize(&tokenizer, max_length, items).map_err(&bad);

@@ -72,6 +72,12 @@ impl BertConfig {
     }
 }
 
+/// Rows that every matrix product has at least, those missing being zeros.
+///
+/// The gemm crate (0.19) sums in another order where a product has a single row, or at most 256 elements, or at most 64 rows and columns; with more
+/// rows than that a row's bits depend on nothing but the row.
+const ROWS_MIN: usize = 257;
+
 /// The encoder.
 pub struct Bert {
     config: BertConfig,
@@ -153,6 +159,7 @@ impl Bert {
 
     fn embed(&self, sequences: &[&[(u32, u32)]], rows: usize) -> Result<Tensor, ModelError> {
         let hidden = self.config.hidden_size;
+        let rows = rows.max(ROWS_MIN);
         let mut out = vec![0.0; rows * hidden];
         let mut scratch = Vec::new();
         let tokens = sequences.iter().flat_map(|sequence| sequence.iter().enumerate());
@@ -241,8 +248,10 @@ impl Head {
     /// # Errors
     /// If the tensor library fails.
     pub fn logits(&self, first: &Tensor) -> Result<Vec<Vec<f32>>, ModelError> {
+        let sequences = first.dim(0)?;
+        let first = first.pad_with_zeros(0, 0, ROWS_MIN.saturating_sub(sequences))?;
         let pooled = first.matmul(&self.pooler.t()?)?.broadcast_add(&self.pooler_bias)?.tanh()?;
         let logits = pooled.matmul(&self.classifier.t()?)?.broadcast_add(&self.classifier_bias)?;
-        Ok(logits.to_vec2()?)
+        Ok(logits.narrow(0, 0, sequences)?.to_vec2()?)
     }
 }

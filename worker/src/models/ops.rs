@@ -213,6 +213,7 @@ impl CustomOp3 for Attention<'_> {
             parts.push((part, pair[0] * width..pair[1] * width));
             rest = after;
         }
+        // Rows after the last sequence, if any, stay zeros.
         parts.into_par_iter().for_each(|(part, rows)| {
             self.sequence(part, inputs.map(|input| &input[rows.clone()]));
         });
@@ -255,6 +256,7 @@ impl Attention<'_> {
         #[expect(clippy::cast_precision_loss, reason = "a width")]
         let scale = 1.0 / (depth as f64).sqrt();
         let mut parts = Vec::new();
+        let rows = self.offsets[self.offsets.len() - 1];
         for pair in self.offsets.windows(2) {
             let length = pair[1] - pair[0];
             let part = |x: &Tensor, bias: &[f32]| -> Result<Tensor> {
@@ -267,7 +269,7 @@ impl Attention<'_> {
             let weights = weights.broadcast_div(&weights.sum_keepdim(2)?)?;
             parts.push(weights.matmul(&v)?.transpose(0, 1)?.reshape((length, width))?);
         }
-        Tensor::cat(&parts, 0)
+        Tensor::cat(&parts, 0)?.pad_with_zeros(0, 0, queries.dim(0)? - rows)
     }
 }
 
