@@ -1,11 +1,7 @@
 //! The evaluator on the real model: against `transformers`, and against itself with other threads and batches.
 //!
 //! `golden/make_logits.py` wrote the golden values.
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a test's helper fails as its test does, and children answer by print"
-)]
+#![expect(clippy::unwrap_used, reason = "a test's helper fails as its test does")]
 
 mod quickstart;
 
