@@ -8,7 +8,10 @@ use super::{
     Base, Combine, Method, ParameterSpec, Pass, Settings,
     sparse::{COMMON, Piece, RESCALE_BY, SEED, Sparse, Sparsify, normalize, rescale, streams},
 };
-use crate::rng::{self, Stream};
+use crate::{
+    rng::{self, Stream},
+    simd,
+};
 
 /// The weighted sum of what is left.
 pub(super) struct DareLinear;
@@ -45,9 +48,14 @@ impl Sparsify for Dropout {
         let factor = if self.divide[piece.tensor] { 1.0 / density } else { 1.0 };
         let mut draws = vec![0; values.len()];
         self.streams[piece.tensor][piece.model].fill(piece.offset as u64, &mut draws);
-        for (value, draw) in values.iter_mut().zip(draws) {
-            *value = if u64::from(draw) < threshold { *value * factor } else { 0.0 };
-        }
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (value, draw) in values.iter_mut().zip(&draws) {
+                    *value = if rng::falls(*draw, threshold) { *value * factor } else { 0.0 };
+                }
+            },
+        );
     }
 }
 

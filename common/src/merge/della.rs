@@ -77,13 +77,9 @@ fn all_numbers(value: &Value) -> Vec<f64> {
 }
 
 impl Sparsify for MagPrune {
-    fn piece(&self, shape: &[usize]) -> usize {
+    fn unit(&self, shape: &[usize]) -> usize {
         // The lines along the second side that share an index of the first; a vector is one line.
         if shape.len() < 2 { shape.iter().product() } else { shape[1..].iter().product() }
-    }
-
-    fn whole_tensors(&self) -> bool {
-        true
     }
 
     fn mask(&self, piece: &Piece<'_>, values: &mut [f64]) {

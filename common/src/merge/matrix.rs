@@ -214,8 +214,8 @@ impl Combine for Matrices {
         }
     }
 
-    fn whole_tensors(&self) -> bool {
-        true
+    fn unit(&self, tensor: usize, shape: &[usize]) -> usize {
+        if self.matrices[tensor] && shape.len() == 2 { shape.iter().product() } else { 1 }
     }
 }
 

@@ -231,7 +231,7 @@ impl Paper {
         });
         this.inter = sums[..pairs].to_vec();
         this.intra = sums[pairs..].to_vec();
-        let found = order::select(pass, None, &vec![vec![cut]; models], |inputs, rows| {
+        let found = order::Selector::new(pass).select(None, &vec![vec![cut]; models], |inputs, rows| {
             score_rows(inputs, rows, |element, work| this.score(inputs, element, work));
         });
         this.cuts = found.into_iter().map(|row| row[0]).collect();
@@ -275,7 +275,7 @@ fn score_rows(inputs: &Inputs<'_>, rows: &mut [Vec<f32>], score: impl Fn(usize, 
     let mut work = Work::new(inputs.models.len());
     for element in 0..inputs.base.len() {
         score(element, &mut work);
-        rows.iter_mut().zip(&work.scores).for_each(|(row, score)| row.push(*score));
+        rows.iter_mut().zip(&work.scores).for_each(|(row, score)| row[element] = *score);
     }
 }
 
@@ -371,14 +371,12 @@ impl Script {
             let span = |row: &Vec<f32>| Span { low: f64::from(row[0]), high: f64::from(row[1]) };
             found.iter().map(span).collect()
         };
-        let magnitudes = order::select(pass, None, &vec![vec![low, high]; models], |inputs, rows| {
-            for (row, model) in rows.iter_mut().zip(inputs.models) {
-                row.extend(model.iter().zip(inputs.base).map(|(m, b)| task_vector(*m, *b).abs()));
-            }
+        let magnitudes = order::Selector::new(pass).select(None, &vec![vec![low, high]; models], |inputs, rows| {
+            order::magnitudes(inputs, rows);
         });
         let mut this = Self { variant, bounds: spans(magnitudes), scores: Vec::new(), weights };
         let last = elements.saturating_sub(1) as u64;
-        let scores = order::select(pass, None, &vec![vec![cut, last]; models], |inputs, rows| {
+        let scores = order::Selector::new(pass).select(None, &vec![vec![cut, last]; models], |inputs, rows| {
             score_rows(inputs, rows, |element, work| this.score(inputs, element, work));
         });
         this.scores = spans(scores);
