@@ -26,31 +26,26 @@ pub(super) struct Chunk<'a> {
 
 impl Chunk<'_> {
     #[inline(always)]
-    fn load(&self, values: &[f32]) -> [f32; LANES] {
-        if let Some(whole) = values[self.start..].first_chunk() {
-            return *whole;
-        }
-        let mut lanes = [0.0; LANES];
-        lanes[..self.count].copy_from_slice(&values[self.start..self.start + self.count]);
-        lanes
+    fn part<'r, T>(&self, row: &'r [T]) -> &'r [T] {
+        &row[self.start..self.start + self.count]
     }
 
     /// The base's values.
     #[inline(always)]
     pub(super) fn base(&self) -> Lanes {
-        widen(&self.load(self.inputs.base))
+        widen(&load(self.part(self.inputs.base)))
     }
 
     /// A model's values.
     #[inline(always)]
     pub(super) fn model(&self, model: usize) -> Lanes {
-        widen(&self.load(self.inputs.models[model]))
+        widen(&load(self.part(self.inputs.models[model])))
     }
 
     /// A model's differences to the base.
     #[inline(always)]
     pub(super) fn delta(&self, model: usize) -> Lanes {
-        let (model, base) = (self.load(self.inputs.models[model]), self.load(self.inputs.base));
+        let (model, base) = (load(self.part(self.inputs.models[model])), load(self.part(self.inputs.base)));
         let mut delta = [0.0; LANES];
         for l in 0..LANES {
             delta[l] = f64::from(task_vector(model[l], base[l]));
@@ -58,10 +53,10 @@ impl Chunk<'_> {
         delta
     }
 
-    /// How many models there are.
+    /// The chunk's part of a row that begins at element `start` of the block.
     #[inline(always)]
-    pub(super) fn models(&self) -> usize {
-        self.inputs.models.len()
+    pub(super) fn behind(&self, start: usize, row: &[f64]) -> Lanes {
+        load(&row[self.start - start..self.start - start + self.count])
     }
 
     /// 1 for the elements of the block, and 0 beyond its end.
@@ -71,6 +66,36 @@ impl Chunk<'_> {
         inside[..self.count].fill(1.0);
         inside
     }
+
+    /// How many models there are.
+    #[inline(always)]
+    pub(super) fn models(&self) -> usize {
+        self.inputs.models.len()
+    }
+
+    /// Writes values, rounded once, into a row that is as long as the block.
+    #[inline(always)]
+    pub(super) fn store(&self, values: &Lanes, row: &mut [f32]) {
+        let out = &mut row[self.start..self.start + self.count];
+        if let Ok(out) = <&mut [f32; LANES]>::try_from(&mut *out) {
+            for l in 0..LANES {
+                out[l] = round(values[l]);
+            }
+        } else {
+            out.iter_mut().zip(values).for_each(|(out, value)| *out = round(*value));
+        }
+    }
+}
+
+/// The first values, zero beyond the last.
+#[inline(always)]
+fn load<T: Copy + Default>(values: &[T]) -> [T; LANES] {
+    if let Some(whole) = values.first_chunk() {
+        return *whole;
+    }
+    let mut lanes = [T::default(); LANES];
+    lanes[..values.len()].copy_from_slice(values);
+    lanes
 }
 
 #[inline(always)]
@@ -82,63 +107,27 @@ fn widen(values: &[f32; LANES]) -> Lanes {
     wide
 }
 
-/// Walks some elements of a block.
-#[inline(always)]
-fn each<'a>(inputs: &'a Inputs<'a>, elements: Range<usize>, mut step: impl FnMut(&Chunk<'a>)) {
-    for start in elements.clone().step_by(LANES) {
-        step(&Chunk { inputs, start, count: (elements.end - start).min(LANES) });
-    }
-}
-
-/// Writes what `formula` gives for every element of a block, rounded once. Give it as `#[inline(always)] |chunk| …`.
+/// Walks some elements of a block. Give `step` as `#[inline(always)] |chunk| …`.
 #[inline]
-pub(super) fn map(inputs: &Inputs<'_>, out: &mut [f32], formula: impl Fn(&Chunk<'_>) -> Lanes) {
+pub(super) fn walk(inputs: &Inputs<'_>, elements: Range<usize>, mut step: impl FnMut(&Chunk<'_>)) {
     simd::dispatch(
         #[inline(always)]
         || {
-            each(
-                inputs,
-                0..out.len(),
-                #[inline(always)]
-                |chunk| {
-                    let merged = formula(chunk);
-                    let out = &mut out[chunk.start..chunk.start + chunk.count];
-                    if let Ok(out) = <&mut [f32; LANES]>::try_from(&mut *out) {
-                        for l in 0..LANES {
-                            out[l] = round(merged[l]);
-                        }
-                    } else {
-                        out.iter_mut().zip(merged).for_each(|(out, merged)| *out = round(merged));
-                    }
-                },
-            );
+            for start in elements.clone().step_by(LANES) {
+                step(&Chunk { inputs, start, count: (elements.end - start).min(LANES) });
+            }
         },
     );
 }
 
-/// The same for several F32 rows: `formula` writes row r of a chunk to its r-th place.
+/// Writes what `formula` gives for every element of a block, rounded once. Give it as `#[inline(always)] |chunk| …`.
 #[inline]
-pub(super) fn rows<const ROWS: usize>(
-    inputs: &Inputs<'_>,
-    out: &mut [&mut [f32]; ROWS],
-    formula: impl Fn(&Chunk<'_>) -> [Lanes; ROWS],
-) {
-    let length = out.first().map_or(0, |row| row.len());
-    simd::dispatch(
+pub(super) fn map(inputs: &Inputs<'_>, out: &mut [f32], mut formula: impl FnMut(&Chunk<'_>) -> Lanes) {
+    walk(
+        inputs,
+        0..out.len(),
         #[inline(always)]
-        || {
-            each(
-                inputs,
-                0..length,
-                #[inline(always)]
-                |chunk| {
-                    for (out, row) in out.iter_mut().zip(formula(chunk)) {
-                        let out = &mut out[chunk.start..chunk.start + chunk.count];
-                        out.iter_mut().zip(row).for_each(|(out, value)| *out = round(value));
-                    }
-                },
-            );
-        },
+        |chunk| chunk.store(&formula(chunk), out),
     );
 }
 
@@ -175,18 +164,13 @@ impl Sum {
 
 /// Adds the terms of some elements of a block to `sums`, each a sum of its own.
 #[inline]
-pub(super) fn sum(inputs: &Inputs<'_>, elements: Range<usize>, sums: &mut [f64], terms: impl Fn(&Chunk<'_>, &mut [Sum])) {
+pub(super) fn sum(inputs: &Inputs<'_>, elements: Range<usize>, sums: &mut [f64], mut terms: impl FnMut(&Chunk<'_>, &mut [Sum])) {
     let mut parts: Vec<Sum> = sums.iter().map(|_| Sum::ZERO).collect();
-    simd::dispatch(
+    walk(
+        inputs,
+        elements,
         #[inline(always)]
-        || {
-            each(
-                inputs,
-                elements,
-                #[inline(always)]
-                |chunk| terms(chunk, &mut parts),
-            );
-        },
+        |chunk| terms(chunk, &mut parts),
     );
     sums.iter_mut().zip(parts).for_each(|(sum, parts)| *sum += parts.total());
 }

@@ -5,7 +5,7 @@
 use super::{
     Base, Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings,
     lanes::{self, LANES},
-    order,
+    order::{self, Selector},
     task_arithmetic::LAMBDA,
     ties::share,
 };
@@ -45,6 +45,7 @@ impl Method for LocalizeStitch {
         PARAMETERS
     }
 
+    #[expect(clippy::cast_precision_loss, reason = "a count below 2^53")]
     fn prepare(&self, settings: &Settings, pass: &Pass<'_>) -> Box<dyn Combine> {
         let elements: usize = pass.elements().iter().sum();
         let kept = share(settings.number("density"), elements);
@@ -52,8 +53,11 @@ impl Method for LocalizeStitch {
             vec![f64::INFINITY; pass.models()]
         } else {
             let ranks = vec![vec![(elements - kept) as u64]; pass.models()];
-            let found = order::Selector::new(pass).select(None, &ranks, order::magnitudes);
-            found.into_iter().map(|row| f64::from(row[0])).collect()
+            let found = pass.once("magnitudes", &[&[kept as f64]], || {
+                let found = Selector::default().select(pass, None, &ranks, order::magnitudes);
+                vec![found.into_iter().map(|row| f64::from(row[0])).collect()]
+            });
+            found[0].clone()
         };
         Box::new(Regions { thresholds, lambda: settings.per_tensor("lambda") })
     }

@@ -32,8 +32,8 @@ fn value(key: u32) -> f32 {
 }
 
 /// Finds order statistics of rows, and keeps its tables from one search to the next.
-pub(super) struct Selector<'p> {
-    pass: &'p Pass<'p>,
+#[derive(Default)]
+pub(super) struct Selector {
     pool: Mutex<Vec<Box<Counts>>>,
 }
 
@@ -43,17 +43,14 @@ struct State {
     rows: Vec<Vec<f32>>,
 }
 
-impl<'p> Selector<'p> {
-    pub(super) fn new(pass: &'p Pass<'p>) -> Self {
-        Self { pass, pool: Mutex::default() }
-    }
-
+impl Selector {
     /// The elements of rank `ranks[row]` (0 is the smallest) of each of several rows.
     ///
     /// `fill` writes every row's values for a block into rows of its length; rows without ranks it may leave alone. `tensor` limits the rows to one
     /// tensor. Ranks lie below the rows' length.
     pub(super) fn select(
         &self,
+        pass: &Pass<'_>,
         tensor: Option<usize>,
         ranks: &[Vec<u64>],
         fill: impl Fn(&Inputs<'_>, &mut [Vec<f32>]) + Sync,
@@ -61,12 +58,12 @@ impl<'p> Selector<'p> {
         if ranks.iter().all(Vec::is_empty) {
             return vec![Vec::new(); ranks.len()];
         }
-        let few = tensor.is_some_and(|tensor| self.pass.elements()[tensor] <= FEW);
-        if few { self.partition(tensor, ranks, fill) } else { self.count(tensor, ranks, fill) }
+        let few = pass.count(tensor) <= FEW;
+        if few { Self::partition(pass, tensor, ranks, fill) } else { self.count(pass, tensor, ranks, fill) }
     }
 
     fn partition(
-        &self,
+        pass: &Pass<'_>,
         tensor: Option<usize>,
         ranks: &[Vec<u64>],
         fill: impl Fn(&Inputs<'_>, &mut [Vec<f32>]) + Sync,
@@ -77,7 +74,7 @@ impl<'p> Selector<'p> {
             fill(inputs, rows);
             keys.iter_mut().zip(rows).for_each(|(keys, row)| keys.extend(row.iter().map(|value| key(*value))));
         };
-        let (mut keys, _) = self.pass.fold(tensor, start, step, |(mut a, rows), (b, _)| {
+        let (mut keys, _) = pass.fold(tensor, start, step, |(mut a, rows), (b, _)| {
             a.iter_mut().zip(b).for_each(|(a, b)| a.extend(b));
             (a, rows)
         });
@@ -92,13 +89,14 @@ impl<'p> Selector<'p> {
 
     fn count(
         &self,
+        pass: &Pass<'_>,
         tensor: Option<usize>,
         ranks: &[Vec<u64>],
         fill: impl Fn(&Inputs<'_>, &mut [Vec<f32>]) + Sync,
     ) -> Vec<Vec<f32>> {
         // The rows that something is wanted of.
         let rows: Vec<_> = (0..ranks.len()).filter(|row| !ranks[*row].is_empty()).collect();
-        let upper = self.tables(tensor, ranks.len(), rows.len(), &fill, |values, tables| {
+        let upper = self.tables(pass, tensor, ranks.len(), rows.len(), &fill, |values, tables| {
             rows.iter().zip(tables).for_each(|(row, table)| count_upper(&values[*row], table));
         });
         // For every wanted rank: its row, its bin, and its rank inside the bin.
@@ -113,7 +111,7 @@ impl<'p> Selector<'p> {
         let mut bins: Vec<_> = wanted.iter().map(|(row, bin, _)| (*row, *bin)).collect();
         bins.sort_unstable();
         bins.dedup();
-        let lower = self.tables(tensor, ranks.len(), bins.len(), &fill, |values, tables| {
+        let lower = self.tables(pass, tensor, ranks.len(), bins.len(), &fill, |values, tables| {
             bins.iter().zip(tables).for_each(|((row, bin), table)| count_lower(&values[*row], *bin, table));
         });
         let mut found = vec![Vec::new(); ranks.len()];
@@ -129,6 +127,7 @@ impl<'p> Selector<'p> {
     /// Tables that `count` has filled from every block's rows.
     fn tables(
         &self,
+        pass: &Pass<'_>,
         tensor: Option<usize>,
         rows: usize,
         tables: usize,
@@ -148,7 +147,7 @@ impl<'p> Selector<'p> {
             self.give_back(b.tables);
             a
         };
-        self.pass.fold(tensor, start, step, join).tables
+        pass.fold(tensor, start, step, join).tables
     }
 
     /// A table of zeros.

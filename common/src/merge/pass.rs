@@ -112,6 +112,20 @@ impl Pass<'_> {
         Pass { jobs, operands: self.operands.clone(), ..*self }
     }
 
+    /// All blocks, or those of one tensor.
+    fn part(&self, tensor: Option<usize>) -> &[Job] {
+        let Some(tensor) = tensor else {
+            return self.jobs;
+        };
+        let from = self.jobs.partition_point(|job| job.tensor < tensor);
+        &self.jobs[from..self.jobs.partition_point(|job| job.tensor <= tensor)]
+    }
+
+    /// Elements of all blocks, or of those of one tensor.
+    pub(super) fn count(&self, tensor: Option<usize>) -> usize {
+        self.part(tensor).iter().map(|job| job.elements.len()).sum()
+    }
+
     /// Folds over all blocks, or those of one tensor. `join` must not care about order.
     pub fn fold<S: Send>(
         &self,
@@ -122,14 +136,7 @@ impl Pass<'_> {
     ) -> S {
         // One state per worker, not per split of the range: states are large.
         let states: Mutex<Vec<(S, Workspace)>> = Mutex::new(Vec::new());
-        let jobs = match tensor {
-            Some(tensor) => {
-                let from = self.jobs.partition_point(|job| job.tensor < tensor);
-                &self.jobs[from..self.jobs.partition_point(|job| job.tensor <= tensor)]
-            }
-            None => self.jobs,
-        };
-        jobs.par_iter().for_each(|job| {
+        self.part(tensor).par_iter().for_each(|job| {
             let pooled = states.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let (mut state, mut workspace) = pooled.unwrap_or_else(|| (start(), Workspace::default()));
             let result = self.program.evaluate(job, &self.operands, None, &mut workspace, |values| {

@@ -55,8 +55,8 @@ impl Method for Sce {
                 |chunk, sums| sums[0].add(&variance(chunk).map(|variance| if variance > 0.0 { 1.0 } else { 0.0 })),
             );
         });
-        let selector = Selector::new(pass);
-        let threshold = |(tensor, share): (usize, &f64)| threshold(&selector, pass.elements()[tensor], tensor, varying[tensor][0], *share);
+        let selector = Selector::default();
+        let threshold = |(tensor, share): (usize, &f64)| threshold(&selector, pass, tensor, varying[tensor][0], *share);
         let mut this = Selected { thresholds: shares.iter().enumerate().map(threshold).collect(), weights: Vec::new() };
         this.weights = statistics::sums(pass, pass.models(), |inputs, elements, sums| {
             lanes::sum(
@@ -94,7 +94,7 @@ fn weigh(sums: &mut [f64], elements: usize) {
 
 /// The variance of rank `k = floor(share * varying)` from the top; 0 selects all, infinity none.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
-fn threshold(selector: &Selector<'_>, elements: usize, tensor: usize, varying: f64, share: f64) -> f64 {
+fn threshold(selector: &Selector, pass: &Pass<'_>, tensor: usize, varying: f64, share: f64) -> f64 {
     if share >= 1.0 {
         return 0.0;
     }
@@ -102,7 +102,7 @@ fn threshold(selector: &Selector<'_>, elements: usize, tensor: usize, varying: f
     if kept == 0 {
         return f64::INFINITY;
     }
-    let found = selector.select(Some(tensor), &[vec![(elements - kept) as u64]], |inputs, rows| {
+    let found = selector.select(pass, Some(tensor), &[vec![(pass.elements()[tensor] - kept) as u64]], |inputs, rows| {
         if let [row] = rows {
             lanes::map(
                 inputs,

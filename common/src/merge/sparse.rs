@@ -8,11 +8,11 @@ use std::ops::Range;
 
 use super::{
     Combine, Default, Inputs, Kind, ParameterSpec, Pass, Scope, Settings,
-    lanes::LANES,
+    lanes::{self, LANES, Lanes},
     linear::WEIGHT,
     order::{self, Selector},
     pass::CHUNK,
-    round, statistics,
+    statistics,
     task_arithmetic::LAMBDA,
     task_vector,
 };
@@ -64,24 +64,58 @@ pub(super) const RESCALE_BY: ParameterSpec = ParameterSpec {
     doc: "What rescaling keeps: the L1 norm (mergekit), or the mean, by 1 / density (the papers).",
 };
 
-/// Where a piece of a task vector stands.
+/// A piece of a model's task vector.
 pub(super) struct Piece<'a> {
-    pub(super) tensor: usize,
-    pub(super) shape: &'a [usize],
-    /// Of its first element, from the tensor's start.
-    pub(super) offset: usize,
+    inputs: &'a Inputs<'a>,
+    /// Of the block.
+    elements: Range<usize>,
     pub(super) model: usize,
 }
 
-/// How a task vector is made sparse.
+impl Piece<'_> {
+    pub(super) fn tensor(&self) -> usize {
+        self.inputs.tensor
+    }
+
+    pub(super) fn shape(&self) -> &[usize] {
+        self.inputs.shape
+    }
+
+    /// Of its first element, from the tensor's start.
+    pub(super) fn offset(&self) -> u64 {
+        (self.inputs.offset + self.elements.start) as u64
+    }
+
+    /// Writes the magnitudes' bits, which order as they do.
+    pub(super) fn magnitudes(&self, out: &mut Vec<u32>) {
+        let (model, base) = (&self.inputs.models[self.model][self.elements.clone()], &self.inputs.base[self.elements.clone()]);
+        out.resize(model.len(), 0);
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for ((out, model), base) in out.iter_mut().zip(model).zip(base) {
+                    *out = task_vector(*model, *base).abs().to_bits();
+                }
+            },
+        );
+    }
+}
+
+/// How a task vector is made sparse: by the values themselves, by factors that are drawn, or by both.
 pub(super) trait Sparsify: Send + Sync {
-    /// Elements of a tensor of this shape whose masks depend on each other.
+    /// Elements of a tensor of this shape whose factors depend on each other.
     fn unit(&self, _shape: &[usize]) -> usize {
         1
     }
 
-    /// Sets to zero what is dropped, and rescales what is kept where that does not depend on the rest.
-    fn mask(&self, piece: &Piece<'_>, values: &mut [f64]);
+    /// Multiplies the factors of a piece, which are 1, where they do not depend on the values alone: by 0 where an element is dropped.
+    fn draw(&self, _piece: &Piece<'_>, _factors: &mut [f64]) {}
+
+    /// The values that are left: zero for those that are dropped for what they are.
+    #[inline(always)]
+    fn trim(&self, _tensor: usize, _model: usize, values: Lanes) -> Lanes {
+        values
+    }
 }
 
 /// Sparse task vectors and how they are joined.
@@ -130,15 +164,35 @@ impl<S: Sparsify> Sparse<S> {
             |shape| self.piece(shape, CHUNK),
             2 * pass.models(),
             |inputs, elements, sums| {
-                let mut values = Vec::new();
+                let mut factors = Vec::new();
                 for (model, sums) in sums.chunks_mut(2).enumerate() {
-                    deltas(inputs, model, elements.clone(), &mut values);
-                    sums[0] = statistics::magnitude(&values);
-                    self.sparsify.mask(&piece(inputs, elements.start, model), &mut values);
-                    sums[1] = statistics::magnitude(&values);
+                    self.factors(inputs, elements.clone(), model, &mut factors);
+                    let start = elements.start;
+                    lanes::sum(
+                        inputs,
+                        elements.clone(),
+                        sums,
+                        #[inline(always)]
+                        |chunk, sums| {
+                            let (values, factors) = (chunk.delta(model), chunk.behind(start, &factors));
+                            let mut kept = self.sparsify.trim(inputs.tensor, model, values);
+                            for l in 0..LANES {
+                                kept[l] = (kept[l] * factors[l]).abs();
+                            }
+                            sums[0].add(&values.map(f64::abs));
+                            sums[1].add(&kept);
+                        },
+                    );
                 }
             },
         )
+    }
+
+    /// The factors of a piece of a model's task vector.
+    fn factors(&self, inputs: &Inputs<'_>, elements: Range<usize>, model: usize, factors: &mut Vec<f64>) {
+        factors.clear();
+        factors.resize(elements.len(), 1.0);
+        self.sparsify.draw(&Piece { inputs, elements, model }, factors);
     }
 
     /// Elements that are treated together: about as many as `usual`.
@@ -148,58 +202,42 @@ impl<S: Sparsify> Sparse<S> {
     }
 }
 
-fn piece<'a>(inputs: &Inputs<'a>, start: usize, model: usize) -> Piece<'a> {
-    Piece { tensor: inputs.tensor, shape: inputs.shape, offset: inputs.offset + start, model }
-}
-
-/// One model's task vector over some elements of a block.
-fn deltas(inputs: &Inputs<'_>, model: usize, elements: Range<usize>, out: &mut Vec<f64>) {
-    let (model, base) = (&inputs.models[model][elements.clone()], &inputs.base[elements]);
-    out.resize(model.len(), 0.0);
-    simd::dispatch(
-        #[inline(always)]
-        || {
-            for ((out, model), base) in out.iter_mut().zip(model).zip(base) {
-                *out = f64::from(task_vector(*model, *base));
-            }
-        },
-    );
-}
-
 impl<S: Sparsify> Combine for Sparse<S> {
     fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]) {
-        let (scales, weights) = (&self.scales[inputs.tensor], &self.weights[inputs.tensor]);
+        let (scales, weights) = (self.scales[inputs.tensor].as_slice(), self.weights[inputs.tensor].as_slice());
         let (lambda, normalize) = (self.lambda[inputs.tensor], self.normalize[inputs.tensor]);
+        let total: f64 = weights.iter().sum();
         let step = self.piece(inputs.shape, PIECE);
-        let mut rows = vec![Vec::new(); inputs.models.len()];
-        let (mut sums, mut divisors) = (Vec::new(), Vec::new());
+        let mut factors = vec![Vec::new(); inputs.models.len()];
+        let mut rows = vec![[0.0; LANES]; inputs.models.len()];
         for start in (0..out.len()).step_by(step) {
             let elements = start..out.len().min(start + step);
-            for (model, row) in rows.iter_mut().enumerate() {
-                deltas(inputs, model, elements.clone(), row);
-                self.sparsify.mask(&piece(inputs, start, model), row);
+            for (model, factors) in factors.iter_mut().enumerate() {
+                self.factors(inputs, elements.clone(), model, factors);
             }
-            sums.clear();
-            sums.resize(elements.len(), 0.0);
-            divisors.clear();
-            divisors.resize(elements.len(), if self.elect { 0.0 } else { weights.iter().sum() });
-            let (out, base) = (&mut out[elements.clone()], &inputs.base[elements]);
-            simd::dispatch(
+            lanes::walk(
+                inputs,
+                elements,
                 #[inline(always)]
-                || {
-                    for (row, scale) in rows.iter_mut().zip(scales) {
-                        for (sum, value) in sums.iter_mut().zip(row) {
-                            *value *= scale;
-                            *sum += *value;
+                |chunk| {
+                    let (mut sum, mut divisor) = ([0.0; LANES], [total; LANES]);
+                    for (model, (row, scale)) in rows.iter_mut().zip(scales).enumerate() {
+                        let factors = chunk.behind(start, &factors[model]);
+                        let kept = self.sparsify.trim(inputs.tensor, model, chunk.delta(model));
+                        for l in 0..LANES {
+                            row[l] = kept[l] * factors[l] * scale;
+                            sum[l] += row[l];
                         }
                     }
                     if self.elect {
-                        elect(&rows, weights, &mut sums, &mut divisors);
+                        elect(&rows, weights, &mut sum, &mut divisor);
                     }
-                    for (((out, base), sum), divisor) in out.iter_mut().zip(base).zip(&sums).zip(&divisors) {
-                        let divisor = if normalize && divisor.abs() >= SMALL { *divisor } else { 1.0 };
-                        *out = round(f64::from(*base) + lambda * (sum / divisor));
+                    let mut merged = chunk.base();
+                    for l in 0..LANES {
+                        let divisor = if normalize && divisor[l].abs() >= SMALL { divisor[l] } else { 1.0 };
+                        merged[l] += lambda * (sum[l] / divisor);
                     }
+                    chunk.store(&merged, out);
                 },
             );
         }
@@ -212,19 +250,17 @@ impl<S: Sparsify> Combine for Sparse<S> {
 
 /// Replaces sums by those of the values that have their sign (a sum of zero counts as positive), and gives the sums of those values' weights.
 #[inline(always)]
-fn elect(rows: &[Vec<f64>], weights: &[f64], sums: &mut [f64], divisors: &mut [f64]) {
-    for (start, (sums, divisors)) in (0..).step_by(LANES).zip(sums.chunks_mut(LANES).zip(divisors.chunks_mut(LANES))) {
-        let mut signs = [0.0; LANES];
-        for (sign, sum) in signs.iter_mut().zip(&mut *sums) {
-            *sign = if *sum >= 0.0 { 1.0 } else { -1.0 };
-            *sum = 0.0;
-        }
-        for (row, weight) in rows.iter().zip(weights) {
-            for (((value, sign), sum), divisor) in row[start..].iter().zip(&signs).zip(&mut *sums).zip(&mut *divisors) {
-                let agrees = value * sign > 0.0;
-                *sum += if agrees { *value } else { 0.0 };
-                *divisor += if agrees { *weight } else { 0.0 };
-            }
+fn elect(rows: &[Lanes], weights: &[f64], sum: &mut Lanes, divisor: &mut Lanes) {
+    let mut sign = [0.0; LANES];
+    for l in 0..LANES {
+        sign[l] = if sum[l] >= 0.0 { 1.0 } else { -1.0 };
+    }
+    (*sum, *divisor) = ([0.0; LANES], [0.0; LANES]);
+    for (row, weight) in rows.iter().zip(weights) {
+        for l in 0..LANES {
+            let agrees = row[l] * sign[l] > 0.0;
+            sum[l] += if agrees { row[l] } else { 0.0 };
+            divisor[l] += if agrees { *weight } else { 0.0 };
         }
     }
 }
@@ -245,8 +281,8 @@ impl Band {
         let names: Vec<_> = wanted.iter().map(numbers).collect();
         let names: Vec<_> = names.iter().map(Vec::as_slice).collect();
         let table = pass.once("band", &names, || {
-            let selector = Selector::new(pass);
-            wanted.iter().enumerate().map(|(tensor, wanted)| bounds(&selector, tensor, pass.elements()[tensor], wanted)).collect()
+            let selector = Selector::default();
+            wanted.iter().enumerate().map(|(tensor, wanted)| bounds(&selector, pass, tensor, wanted)).collect()
         });
         let pairs = |row: &Vec<f64>| row.as_chunks::<2>().0.iter().map(|[low, high]| (*low, *high)).collect();
         Self { bounds: table.iter().map(pairs).collect() }
@@ -260,8 +296,8 @@ fn numbers(ranks: Option<(u64, u64)>) -> [f64; 2] {
 }
 
 /// The bounds of one tensor's models, each a lower and an upper one.
-fn bounds(selector: &Selector<'_>, tensor: usize, elements: usize, wanted: &[Option<(u64, u64)>]) -> Vec<f64> {
-    let last = elements.saturating_sub(1) as u64;
+fn bounds(selector: &Selector, pass: &Pass<'_>, tensor: usize, wanted: &[Option<(u64, u64)>]) -> Vec<f64> {
+    let last = pass.elements()[tensor].saturating_sub(1) as u64;
     // The largest has no upper bound, and the smallest no lower one; where neither is needed there is nothing to search.
     let needed = |wanted: &Option<(u64, u64)>| {
         let (low, high) = wanted.unwrap_or((0, last));
@@ -269,7 +305,7 @@ fn bounds(selector: &Selector<'_>, tensor: usize, elements: usize, wanted: &[Opt
         low.into_iter().chain(Some(high).filter(|high| *high != last)).collect::<Vec<_>>()
     };
     let searched: Vec<_> = wanted.iter().map(needed).collect();
-    let found = selector.select(Some(tensor), &searched, order::magnitudes);
+    let found = selector.select(pass, Some(tensor), &searched, order::magnitudes);
     let bounds = |((wanted, searched), found): ((&Option<(u64, u64)>, &Vec<u64>), &Vec<f32>)| {
         let Some((low, high)) = wanted else {
             return [f64::INFINITY, f64::NEG_INFINITY];
@@ -281,17 +317,14 @@ fn bounds(selector: &Selector<'_>, tensor: usize, elements: usize, wanted: &[Opt
 }
 
 impl Sparsify for Band {
-    fn mask(&self, piece: &Piece<'_>, values: &mut [f64]) {
-        let (low, high) = self.bounds[piece.tensor][piece.model];
-        simd::dispatch(
-            #[inline(always)]
-            || {
-                for value in values {
-                    let magnitude = value.abs();
-                    *value = if (magnitude >= low) & (magnitude <= high) { *value } else { 0.0 };
-                }
-            },
-        );
+    #[inline(always)]
+    fn trim(&self, tensor: usize, model: usize, mut values: Lanes) -> Lanes {
+        let (low, high) = self.bounds[tensor][model];
+        for value in &mut values {
+            let magnitude = value.abs();
+            *value = if (magnitude >= low) & (magnitude <= high) { *value } else { 0.0 };
+        }
+        values
     }
 }
 
