@@ -1,6 +1,6 @@
 //! `merge`: one merge, without a search.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use evolver_common::{
     checkpoint::{Checkpoint, DigestCache, Patterns, fit},
@@ -11,8 +11,10 @@ use evolver_common::{
 use crate::{cli, export::write_model, fail::refuse};
 
 pub(crate) fn merge(options: &cli::Merge) -> anyhow::Result<()> {
-    let config = MergeConfig::load(&options.config).map_err(refuse)?;
+    let mut config = MergeConfig::load(&options.config).map_err(refuse)?;
     let digests = DigestCache::in_memory();
+    let folder = options.config.parent().unwrap_or(Path::new(""));
+    let statistics = config.open_statistics(folder, &digests).map_err(refuse)?;
     let base = config.base.as_ref().map(|path| Checkpoint::open(path).map(Arc::new)).transpose().map_err(refuse)?;
     let mut models = Vec::new();
     for (path, _) in &config.models {
@@ -31,6 +33,7 @@ pub(crate) fn merge(options: &cli::Merge) -> anyhow::Result<()> {
     })?;
     let space = Arc::new(space);
     let mut engine = Engine::new(Arc::clone(&space), Options::default());
+    statistics.into_iter().for_each(|(digest, file)| engine.insert_statistics(digest, file));
     let mut leaf = |checkpoint: &Arc<Checkpoint>| -> anyhow::Result<Recipe> {
         checkpoint.scan_finite().map_err(refuse)?;
         let recipe = Recipe::checkpoint(checkpoint.digest(&digests).map_err(refuse)?);

@@ -3,14 +3,16 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde_json::{Map, Value as Json};
 use thiserror::Error;
 
-use super::{Base, ParameterError, find, normalize};
+use super::{Base, Kind, ParameterError, find, normalize};
 use crate::{
-    checkpoint::Dtype,
+    checkpoint::{Checkpoint, DigestCache, Dtype},
+    digest::Digest,
     recipe::{Input, Merge, Parameters, Recipe, Rule, Value},
     suggest,
 };
@@ -78,6 +80,30 @@ impl MergeConfig {
             parameters: parameters(table.get("parameters"))?,
             dtype,
         })
+    }
+
+    /// Opens the files of statistics that the models name, and names them by their digests instead, as recipes do. Relative paths start from the
+    /// definition's folder, which `models` have been made to start from as well.
+    ///
+    /// # Errors
+    /// A sentence about the file that cannot be used.
+    pub fn open_statistics(&mut self, folder: &Path, digests: &DigestCache) -> Result<Vec<(Digest, Arc<Checkpoint>)>, String> {
+        let Ok(method) = find(&self.method) else {
+            return Ok(Vec::new());
+        };
+        let names: Vec<_> =
+            method.parameters().iter().filter(|spec| matches!(spec.kind, Kind::Statistics)).map(|spec| spec.name).collect();
+        let mut opened = Vec::new();
+        let tables = self.models.iter_mut().map(|(_, parameters)| parameters).chain([&mut self.parameters]);
+        for value in tables.flat_map(|table| table.iter_mut()).filter(|(name, _)| names.contains(&name.as_str())).map(|(_, value)| value) {
+            if let Value::Text(path) = value {
+                let file = Checkpoint::open(&folder.join(&*path)).map_err(|error| format!("statistics: {error}"))?;
+                let digest = file.digest(digests).map_err(|error| format!("statistics: {error}"))?;
+                *path = digest.to_string();
+                opened.push((digest, Arc::new(file)));
+            }
+        }
+        Ok(opened)
     }
 
     /// The merge over the given recipes of its base and models, checked and completed.

@@ -43,6 +43,9 @@ pub enum BuildError {
     /// A leaf cannot be read.
     #[error("{0}")]
     Leaf(String),
+    /// A file of statistics is missing, or does not fit.
+    #[error("{0}")]
+    Statistics(String),
     /// A merge is wrong.
     #[error(transparent)]
     Parameter(#[from] ParameterError),
@@ -126,6 +129,8 @@ impl std::default::Default for Options {
 pub struct Engine {
     space: Arc<Space>,
     leaves: HashMap<Digest, Arc<dyn Leaf>>,
+    /// What was measured on models' data, by content digest.
+    statistics: HashMap<Digest, Arc<Checkpoint>>,
     layers: Arc<Layers>,
     /// Elements of one block.
     block: usize,
@@ -149,6 +154,7 @@ impl Engine {
             elements,
             space,
             leaves: HashMap::new(),
+            statistics: HashMap::new(),
             prepared: Mutex::default(),
             store: Store::default(),
         }
@@ -163,6 +169,15 @@ impl Engine {
     /// Lets `leaf` stand for the recipe node of this id.
     pub fn insert(&mut self, node: Digest, leaf: Arc<dyn Leaf>) {
         self.leaves.insert(node, leaf);
+    }
+
+    /// Lets merges read the file of statistics of this content digest, which their parameter `statistics` names.
+    pub fn insert_statistics(&mut self, digest: Digest, file: Arc<Checkpoint>) {
+        self.statistics.insert(digest, file);
+    }
+
+    pub(super) fn statistics(&self, digest: Digest) -> Option<Arc<Checkpoint>> {
+        self.statistics.get(&digest).cloned()
     }
 
     /// Forgets a leaf.

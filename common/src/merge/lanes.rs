@@ -98,6 +98,16 @@ fn load<T: Copy + Default>(values: &[T]) -> [T; LANES] {
     lanes
 }
 
+/// What a formula gives for each lane of two rows.
+#[inline(always)]
+pub(super) fn each(a: &Lanes, b: &Lanes, formula: impl Fn(f64, f64) -> f64) -> Lanes {
+    let mut out = [0.0; LANES];
+    for l in 0..LANES {
+        out[l] = formula(a[l], b[l]);
+    }
+    out
+}
+
 #[inline(always)]
 fn widen(values: &[f32; LANES]) -> Lanes {
     let mut wide = [0.0; LANES];

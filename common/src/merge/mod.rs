@@ -9,6 +9,7 @@
 //! - [`statistics`]: sums and inner products per tensor.
 //! - [`store`]: statistics kept for all merges over the same inputs.
 //! - [`span`], [`sparse`], [`matrix`]: what families of methods share.
+//! - [`measured`]: statistics measured on models' data, read from files.
 //! - [`settings`]: declared parameters: their check, defaults and documentation, and their values at each tensor.
 //! - [`config`]: mergekit's YAML.
 //! - one file per method, listed in [`METHODS`].
@@ -22,6 +23,7 @@ mod della;
 mod elementary;
 mod emr;
 mod engine;
+mod fisher;
 mod iso;
 mod karcher;
 mod knots;
@@ -32,6 +34,7 @@ mod lines;
 mod localize_stitch;
 mod magmax;
 mod matrix;
+mod measured;
 mod model_stock;
 mod multislerp;
 mod nearswap;
@@ -41,6 +44,7 @@ mod pass;
 mod passthrough;
 mod pcb;
 mod ram;
+mod regmean;
 mod sce;
 mod settings;
 mod slerp;
@@ -83,6 +87,8 @@ pub const METHODS: &[&dyn Method] = &[
     &sce::Sce,
     &ram::Ram,
     &ram::RamPlus,
+    &fisher::Fisher,
+    &regmean::RegMean,
     &pcb::Pcb,
     &consensus::Consensus,
     &emr::Emr,

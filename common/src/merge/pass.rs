@@ -14,7 +14,7 @@ use super::{
     engine::{BuildError, Engine, Program, Workspace},
     store::Table,
 };
-use crate::{digest::Digest, recipe::Op};
+use crate::{checkpoint::Checkpoint, digest::Digest, recipe::Op};
 
 /// Elements, counted from a tensor's start, that one partial sum covers. Every block is a multiple of it.
 pub(super) const CHUNK: usize = 4096;
@@ -89,6 +89,25 @@ impl Pass<'_> {
         let table = take();
         let failed = self.failure.lock().unwrap_or_else(PoisonError::into_inner).is_some();
         if failed { Arc::new(table) } else { self.engine.store.put(name, table, durable) }
+    }
+
+    /// The sides of a tensor.
+    pub(super) fn shape(&self, tensor: usize) -> &[usize] {
+        self.program.shape(tensor)
+    }
+
+    /// Says by a sentence why no merge can come of this.
+    pub(super) fn fail(&self, sentence: String) {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(BuildError::Statistics(sentence));
+    }
+
+    /// The file of statistics of this digest; what is wrong with it is reported.
+    pub(super) fn statistics(&self, digest: &str) -> Option<Arc<Checkpoint>> {
+        let found = digest.parse().ok().and_then(|digest: Digest| self.engine.statistics(digest));
+        if found.is_none() {
+            self.fail(format!("the recipe needs the statistics {digest}, which this search or merge does not name"));
+        }
+        found
     }
 
     /// Elements of each tensor.

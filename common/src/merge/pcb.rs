@@ -320,20 +320,11 @@ impl Paper {
         let n = deltas.len() as f64;
         for j in 0..deltas.len() {
             for i in 0..=j {
-                let span = self.spans[pair(i, j)];
-                let scale = span.scale();
-                let mut norm = [0.0; LANES];
-                for l in 0..LANES {
-                    norm[l] = (deltas[i][l] * deltas[j][l] - span.low) * scale;
-                }
-                let terms = &mut pairs[pair(i, j)];
-                for l in 0..LANES {
-                    terms[l] = exp(norm[l]);
-                }
+                let (low, scale) = (self.spans[pair(i, j)].low, self.spans[pair(i, j)].scale());
+                let norm = lanes::each(&deltas[i], &deltas[j], #[inline(always)] |a, b| (a * b - low) * scale);
+                pairs[pair(i, j)] = lanes::each(&norm, &norm, #[inline(always)] |norm, _| exp(norm));
                 if i == j {
-                    for l in 0..LANES {
-                        scores[i][l] = exp(n * norm[l]);
-                    }
+                    scores[i] = lanes::each(&norm, &norm, #[inline(always)] |norm, _| exp(n * norm));
                 }
             }
         }
@@ -358,11 +349,11 @@ fn spans(pass: &Pass<'_>, pairs: usize) -> Table {
                     let inside = chunk.inside();
                     for j in 0..models {
                         for i in 0..=j {
-                            let (low, high) = &mut lanes[pair(i, j)];
+                            let (a, b, (low, high)) = (&work.deltas[i], &work.deltas[j], &mut lanes[pair(i, j)]);
                             for l in 0..LANES {
-                                let product = work.deltas[i][l] * work.deltas[j][l];
-                                low[l] = if inside[l] > 0.0 && product < low[l] { product } else { low[l] };
-                                high[l] = if inside[l] > 0.0 && product > high[l] { product } else { high[l] };
+                                let product = a[l] * b[l];
+                                low[l] = if (inside[l] > 0.0) & (product < low[l]) { product } else { low[l] };
+                                high[l] = if (inside[l] > 0.0) & (product > high[l]) { product } else { high[l] };
                             }
                         }
                     }
@@ -390,9 +381,9 @@ impl Score for Paper {
                     inter[l] += terms[l] * scale;
                 }
             }
-            for l in 0..LANES {
-                work.scores[i][l] = f64::from(round(work.scores[i][l] * self.intra[i] * inter[l]));
-            }
+            let scale = self.intra[i];
+            work.scores[i] =
+                lanes::each(&work.scores[i], &inter, #[inline(always)] |term, inter| f64::from(round(term * scale * inter)));
         }
     }
 }
@@ -410,10 +401,10 @@ impl Combine for Paper {
                 self.score(&mut work);
                 let (mut sum, mut divisor) = ([0.0; LANES], [0.0; LANES]);
                 for (i, weight) in weights.iter().enumerate() {
+                    let (scores, deltas, cut) = (&work.scores[i], &work.deltas[i], self.cuts[i]);
                     for l in 0..LANES {
-                        let score = work.scores[i][l];
-                        let score = if score >= self.cuts[i] { score } else { 0.0 };
-                        sum[l] += weight * score * work.deltas[i][l];
+                        let score = if scores[l] >= cut { scores[l] } else { 0.0 };
+                        sum[l] += weight * score * deltas[l];
                         divisor[l] += score;
                     }
                 }
@@ -500,18 +491,18 @@ impl Score for Script {
         let n = tasks as f64;
         let mut total = [0.0; LANES];
         for i in 0..tasks {
-            let (span, scale) = (self.bounds[i], self.bounds[i].scale());
-            for l in 0..LANES {
-                norms[i][l] = (deltas[i][l].abs().clamp(span.low, span.high) - span.low) * scale;
-                total[l] += if self.inter == Inter::Raw { deltas[i][l] } else { half(norms[i][l], deltas[i][l]) };
-            }
+            let (Span { low, high }, scale) = (self.bounds[i], self.bounds[i].scale());
+            let delta = &deltas[i];
+            // The scores' place holds h_i until they are known.
+            norms[i] = lanes::each(delta, delta, #[inline(always)] |delta, _| (delta.abs().max(low).min(high) - low) * scale);
+            scores[i] = lanes::each(&norms[i], delta, #[inline(always)] |norm, delta| half(norm, delta));
+            let terms = if self.inter == Inter::Raw { delta } else { &scores[i] };
+            total = lanes::each(&total, terms, #[inline(always)] |total, term| total + term);
         }
         if self.inter == Inter::Normalized {
             for j in 0..tasks {
                 for i in 0..=j {
-                    for l in 0..LANES {
-                        pairs[pair(i, j)][l] = tanh(half(norms[i][l], deltas[i][l]) * half(norms[j][l], deltas[j][l]));
-                    }
+                    pairs[pair(i, j)] = lanes::each(&scores[i], &scores[j], #[inline(always)] |a, b| tanh(a * b));
                 }
             }
         }
@@ -519,18 +510,13 @@ impl Score for Script {
             let mut inter = [0.0; LANES];
             if self.inter == Inter::Normalized {
                 for j in 0..tasks {
-                    for l in 0..LANES {
-                        inter[l] += pairs[pair(i, j)][l];
-                    }
+                    inter = lanes::each(&inter, &pairs[pair(i, j)], #[inline(always)] |inter, term| inter + term);
                 }
             } else {
-                for l in 0..LANES {
-                    inter[l] = tanh(deltas[i][l] * total[l]);
-                }
+                inter = lanes::each(&deltas[i], &total, #[inline(always)] |delta, total| tanh(delta * total));
             }
-            for l in 0..LANES {
-                scores[i][l] = f64::from(round(exp(n * norms[i][l] * norms[i][l]) * inter[l]));
-            }
+            scores[i] =
+                lanes::each(&norms[i], &inter, #[inline(always)] |norm, inter| f64::from(round(exp(n * norm * norm) * inter)));
         }
     }
 }
@@ -555,11 +541,12 @@ impl Combine for Script {
                 let (mut sum, mut divisor) = ([0.0; LANES], [0.0; LANES]);
                 for (i, weight) in weights.iter().enumerate() {
                     let (bounds, span, factor) = (self.bounds[i], self.scores[i], self.scores[i].scale());
+                    let (deltas, scores) = (&work.deltas[i], &work.scores[i]);
                     for l in 0..LANES {
-                        let delta = work.deltas[i][l];
-                        let scale = (work.scores[i][l].max(span.low) - span.low) * factor;
+                        let delta = deltas[l];
+                        let scale = (scores[l].max(span.low) - span.low) * factor;
                         // Exact zeros stay zero; other values take their sign to the clamped magnitude.
-                        let clamped = half(delta.abs().clamp(bounds.low, bounds.high), delta);
+                        let clamped = half(delta.abs().max(bounds.low).min(bounds.high), delta);
                         sum[l] += weight * clamped * scale;
                         divisor[l] += scale;
                     }
