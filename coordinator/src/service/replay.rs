@@ -74,6 +74,8 @@ pub enum ReplayError {
 pub struct Spent {
     /// Seconds of workers, by what they did.
     pub timings: Timings,
+    /// Of these, what offspring took: the search itself, without the start models and the sealed split.
+    pub offspring: Timings,
     /// Seconds of the coordinator's clock, over all its starts.
     pub seconds: f64,
     /// Attempts that failed.
@@ -141,11 +143,10 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
                 }
                 current = *elapsed;
                 this.committed_at.insert(*number, before + current);
-                let spent = &mut this.spent.timings;
-                spent.lease += timings.lease;
-                spent.build += timings.build;
-                spent.score += timings.score;
-                spent.report += timings.report;
+                this.spent.timings.add(timings);
+                if this.is_offspring(*number) {
+                    this.spent.offspring.add(timings);
+                }
                 this.tell(index, *number, Outcome::Scored(scores.clone()))?;
             }
             Record::Failure { number, reason } => this.tell(index, *number, Outcome::Failed(reason.clone()))?,
@@ -170,6 +171,12 @@ fn raised(was: Option<f64>, is: Option<f64>) -> bool {
 }
 
 impl Replay {
+    fn is_offspring(&self, number: u64) -> bool {
+        let setup = self.search.setup();
+        let start = setup.individuals.len() + setup.references.len();
+        (start as u64..TEST_BASE).contains(&number)
+    }
+
     fn tell(&mut self, record: usize, number: u64, outcome: Outcome) -> Result<(), ReplayError> {
         self.search.tell(number, outcome).map_err(|source| ReplayError::Tell { record, source })?;
         self.told.insert(number);
