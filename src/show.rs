@@ -5,11 +5,14 @@ use std::{io::Write as _, path::Path};
 use evolver_coordinator::{
     journal::{self, JournalError},
     search::{Individual, Phase},
-    service::{Replay, replay},
+    service::{Failed, Replay, replay},
 };
 use serde_json::{Value, json};
 
 use crate::{cli, fail::refuse, table};
+
+/// Failed attempts that are shown with their reasons.
+const FAILED_SHOWN: usize = 10;
 
 /// Reads and folds a folder's journal.
 pub(crate) fn open(dir: &Path) -> anyhow::Result<Replay> {
@@ -67,10 +70,17 @@ fn json(replay: &Replay, dir: &Path) -> Value {
         })),
         "population": search.population().iter().map(member).collect::<Value>(),
         "seconds": replay.spent.seconds,
-        "failed_attempts": replay.spent.failed_attempts,
+        "failed_attempts": replay.failed_attempts.len(),
+        "last_failed_attempts": last(&replay.failed_attempts),
+        "given_up": replay.given_up,
         "overhead": replay.spent.offspring.overhead(),
         "worker_seconds": { "offspring": replay.spent.offspring, "all": replay.spent.timings },
     })
+}
+
+/// The newest of what may be very many.
+fn last(failed: &[Failed]) -> &[Failed] {
+    &failed[failed.len().saturating_sub(FAILED_SHOWN)..]
 }
 
 fn text(replay: &Replay) -> String {
@@ -99,9 +109,14 @@ fn text(replay: &Replay) -> String {
         timings.lease,
         timings.report,
         100.0 * timings.overhead(),
-        replay.spent.failed_attempts,
+        replay.failed_attempts.len(),
         search.state_hash(),
     ));
+    for (what, failed) in [("given up", &replay.given_up), ("failed attempt", &replay.failed_attempts)] {
+        for failed in last(failed) {
+            out.push_str(&format!("{what}: spec {}: {}\n", failed.number, failed.reason));
+        }
+    }
     out.push_str(&table::text(replay));
     if let Some(best) = search.best() {
         out.push_str(&format!("\nThe best is {}:\n\n{}\n", best.id, best.recipe));

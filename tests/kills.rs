@@ -15,19 +15,18 @@ mod small;
 use std::{
     fs,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
 
 use evolver_common::rng::Stream;
 
-use self::small::Shape;
+use self::small::{
+    SLOW,
+    processes::{children_of, scorers_of, signal},
+};
 
-/// Scoring takes some tens of milliseconds, so that kills meet every stage of an attempt.
-const SHAPE: Shape = Shape { vocabulary: 200, positions: 24, hidden: 96, heads: 4, layers: 2, intermediate: 192, labels: 3 };
-const ITEMS: usize = 400;
-const WORDS: usize = 16;
 /// Leases of lost workers run out soon.
 const LEASE: [&str; 4] = ["--set", "fleet.lease_seconds=2", "--set", "fleet.heartbeat_seconds=0.3"];
 /// A search that has not ended by then stands still.
@@ -70,24 +69,6 @@ impl Random {
     fn pause(&mut self, low: usize, high: usize) {
         sleep(Duration::from_millis((low + self.below(high - low)) as u64));
     }
-}
-
-/// Living processes whose parent is one of these.
-fn children_of(parents: &[u32]) -> Vec<u32> {
-    let alive_child = |pid: u32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let mut fields = stat[stat.rfind(')')? + 1..].split_whitespace();
-        let state = fields.next()?;
-        let parent: u32 = fields.next()?.parse().ok()?;
-        (state != "Z" && parents.contains(&parent)).then_some(pid)
-    };
-    let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    pids.filter_map(alive_child).collect()
-}
-
-/// Whether the signal reached a process.
-fn signal(pid: u32, name: &str) -> bool {
-    Command::new("kill").args([name, &pid.to_string()]).stderr(Stdio::null()).status().unwrap().success()
 }
 
 /// What a search ended in: its state, and the bytes of its best model.
@@ -146,8 +127,7 @@ fn killed(folder: &Path, dir: &str, workers: usize, kills: usize, offspring: usi
                 tally.count(victim);
                 break;
             }
-            let agents = children_of(&[run.id()]);
-            let victims = if victim == Victim::Agent { agents } else { children_of(&agents) };
+            let victims = if victim == Victim::Agent { children_of(&[run.id()]) } else { scorers_of(run.id()) };
             if !victims.is_empty() && signal(victims[random.below(victims.len())], "-KILL") {
                 tally.count(victim);
             }
@@ -197,7 +177,7 @@ fn changing(folder: &Path, dir: &str, changes: usize, offspring: usize, random: 
 fn sweep(kills: usize, fleets: &[usize], offspring: usize) {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    small::search(folder, &SHAPE, ITEMS, WORDS);
+    small::search(folder, &SLOW, 400, 16);
     let calm = undisturbed(folder, offspring);
     let mut random = Random::new(kills as u64);
     for &workers in fleets {

@@ -1,6 +1,9 @@
 //! Small BERT classifiers and their data, for whole-system tests that need no download.
 #![allow(dead_code, clippy::unwrap_used, reason = "each test file uses its own part; a test's helper fails as its test does")]
 
+#[cfg(target_os = "linux")]
+pub(crate) mod processes;
+
 use std::{
     fmt::Write as _,
     fs,
@@ -32,6 +35,10 @@ pub(crate) struct Shape {
 /// Scores a hundred short texts in a few milliseconds.
 pub(crate) const TINY: Shape =
     Shape { vocabulary: 40, positions: 24, hidden: 16, heads: 2, layers: 1, intermediate: 32, labels: 3 };
+
+/// Scores some hundred texts in some tens of milliseconds, so that what happens at random moments meets every stage of an attempt.
+pub(crate) const SLOW: Shape =
+    Shape { vocabulary: 200, positions: 24, hidden: 96, heads: 4, layers: 2, intermediate: 192, labels: 3 };
 
 impl Shape {
     /// Name and sides of every tensor, the classifier's last.

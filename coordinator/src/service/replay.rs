@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use evolver_common::{definition::Resolved, digest::Digest};
+use serde::Serialize;
 use thiserror::Error;
 
 use crate::{
@@ -69,7 +70,7 @@ pub enum ReplayError {
     },
 }
 
-/// Time and attempts spent.
+/// Time spent.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Spent {
     /// Seconds of workers, by what they did.
@@ -78,8 +79,18 @@ pub struct Spent {
     pub offspring: Timings,
     /// Seconds of the coordinator's clock, over all its starts.
     pub seconds: f64,
-    /// Attempts that failed.
-    pub failed_attempts: u64,
+}
+
+/// An attempt that failed, or the end of a spec that was given up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Failed {
+    /// The spec.
+    pub number: u64,
+    /// Who tried; empty where the spec was given up.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub worker: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// What a journal holds.
@@ -92,8 +103,12 @@ pub struct Replay {
     pub told: HashSet<u64>,
     /// The latest epoch.
     pub epoch: u64,
-    /// Time and attempts.
+    /// Time.
     pub spent: Spent,
+    /// Attempts that failed, in the order of their records.
+    pub failed_attempts: Vec<Failed>,
+    /// Specs that were given up.
+    pub given_up: Vec<Failed>,
     /// Seconds of the coordinator's clock when each spec's result was committed.
     pub committed_at: BTreeMap<u64, f64>,
 }
@@ -123,6 +138,8 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
         told: HashSet::new(),
         epoch: 0,
         spent: Spent::default(),
+        failed_attempts: Vec::new(),
+        given_up: Vec::new(),
         committed_at: BTreeMap::new(),
     };
     // Seconds of earlier starts, and of this one so far.
@@ -149,8 +166,13 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
                 }
                 this.tell(index, *number, Outcome::Scored(scores.clone()))?;
             }
-            Record::Failure { number, reason } => this.tell(index, *number, Outcome::Failed(reason.clone()))?,
-            Record::Attempt { .. } => this.spent.failed_attempts += 1,
+            Record::Failure { number, reason } => {
+                this.given_up.push(Failed { number: *number, worker: String::new(), reason: reason.clone() });
+                this.tell(index, *number, Outcome::Failed(reason.clone()))?;
+            }
+            Record::Attempt { number, worker, reason } => {
+                this.failed_attempts.push(Failed { number: *number, worker: worker.clone(), reason: reason.clone() });
+            }
             // A limit that has been raised since then ends nothing.
             Record::Stop { reason, .. } if reason == STOP_SECONDS && raised(limit, this.resolved.definition.stop.seconds) => {}
             Record::Stop { number, reason } => this.search.stop(*number, reason),
