@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use crate::{
     journal::{Record, Timings},
-    search::{Outcome, Search, SetupError, TEST_BASE, TellError},
+    search::{Outcome, Search, SetupError, Spec, TEST_BASE, TellError},
     setup,
 };
 
@@ -80,6 +80,12 @@ pub struct Spent {
     pub failed_attempts: u64,
 }
 
+/// A result that is there and belongs to no spec that has been drawn so far.
+struct Banked {
+    recipe: Option<Digest>,
+    outcome: Outcome,
+}
+
 /// What a journal holds.
 pub struct Replay {
     /// The latest definition.
@@ -94,6 +100,20 @@ pub struct Replay {
     pub spent: Spent,
     /// Seconds of the coordinator's clock when each spec's result was committed.
     pub committed_at: BTreeMap<u64, f64>,
+    /// Who scored each spec.
+    pub authors: BTreeMap<u64, String>,
+    /// Specs whose scores more than one worker stands behind.
+    pub confirmed: HashSet<u64>,
+    /// Workers that are not trusted, with the reason.
+    pub distrusted: BTreeMap<String, String>,
+    /// Results that were taken back.
+    pub retracted: u64,
+    /// Specs that were drawn and have no result.
+    open: BTreeMap<u64, Spec>,
+    /// Numbers of specs that were drawn since they were last asked for.
+    fresh: Vec<u64>,
+    /// Results of specs that may be drawn again, after one before them was taken back.
+    bank: BTreeMap<u64, Banked>,
 }
 
 /// The latest definition that was journaled.
@@ -115,18 +135,14 @@ pub(super) fn definition(records: &[Record]) -> Result<Resolved, ReplayError> {
 /// Names the record that does not fit.
 pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, ReplayError> {
     let resolved = newer.map_or_else(|| definition(records), |newer| Ok(newer.clone()))?;
-    let mut this = Replay {
-        search: Search::new(setup::search(&resolved)?)?,
-        resolved,
-        told: HashSet::new(),
-        epoch: 0,
-        spent: Spent::default(),
-        committed_at: BTreeMap::new(),
-    };
+    let mut this = Replay::new(resolved)?;
     // Seconds of earlier starts, and of this one so far.
     let (mut before, mut current) = (0.0, 0.0);
     // The clock's limit at that time.
     let mut limit = None;
+    // The results that stand, and the stops, by their records: what is told again if one of them is taken back.
+    let mut standing: BTreeMap<u64, (&Record, Option<Digest>)> = BTreeMap::new();
+    let mut stops = Vec::new();
     for (index, record) in (1..).zip(records) {
         match record {
             Record::Definition { resolved, .. } => limit = resolved["definition"]["stop"]["seconds"].as_f64(),
@@ -135,24 +151,52 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
                 current = 0.0;
                 this.epoch = *epoch;
             }
-            Record::Result { number, recipe, scores, timings, elapsed, .. } => {
-                if let Some(found) = this.search.recipe(*number).filter(|found| found != recipe) {
+            Record::Result { number, recipe, timings, elapsed, worker, .. } => {
+                if let Some(found) = this.recipe(*number).filter(|found| found != recipe) {
                     return Err(ReplayError::Recipe { record: index, number: *number, found, written: *recipe });
                 }
                 current = *elapsed;
                 this.committed_at.insert(*number, before + current);
+                this.authors.insert(*number, worker.clone());
                 let spent = &mut this.spent.timings;
                 spent.lease += timings.lease;
                 spent.build += timings.build;
                 spent.score += timings.score;
                 spent.report += timings.report;
-                this.tell(index, *number, Outcome::Scored(scores.clone()))?;
+                standing.insert(*number, (record, Some(*recipe)));
+                this.tell(*number, outcome(record)).map_err(|source| ReplayError::Tell { record: index, source })?;
             }
-            Record::Failure { number, reason } => this.tell(index, *number, Outcome::Failed(reason.clone()))?,
+            Record::Failure { number, .. } => {
+                standing.insert(*number, (record, this.recipe(*number)));
+                this.tell(*number, outcome(record)).map_err(|source| ReplayError::Tell { record: index, source })?;
+            }
             Record::Attempt { .. } => this.spent.failed_attempts += 1,
             // A limit that has been raised since then ends nothing.
             Record::Stop { reason, .. } if reason == STOP_SECONDS && raised(limit, this.resolved.definition.stop.seconds) => {}
-            Record::Stop { number, reason } => this.search.stop(*number, reason),
+            Record::Stop { number, reason } => {
+                stops.push((*number, reason));
+                this.search.stop(*number, reason);
+            }
+            Record::Check { number, .. } => {
+                this.confirmed.insert(*number);
+            }
+            Record::Distrust { worker, reason, numbers, epoch } => {
+                this.distrusted.insert(worker.clone(), reason.clone());
+                this.epoch = *epoch;
+                this.retracted += numbers.len() as u64;
+                for number in numbers {
+                    standing.remove(number);
+                    this.authors.remove(number);
+                    this.committed_at.remove(number);
+                    this.confirmed.remove(number);
+                }
+                if !numbers.is_empty() {
+                    this.begin_again(&standing, &stops)?;
+                }
+            }
+            Record::Readmit { worker } => {
+                this.distrusted.remove(worker);
+            }
             Record::State { absorbed, hash } => {
                 let found = this.search.state_hash();
                 if *absorbed != this.search.absorbed() || *hash != found {
@@ -165,15 +209,118 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
     Ok(this)
 }
 
+/// A result or failure as the search takes it.
+fn outcome(record: &Record) -> Outcome {
+    match record {
+        Record::Result { scores, .. } => Outcome::Scored(scores.clone()),
+        Record::Failure { reason, .. } => Outcome::Failed(reason.clone()),
+        _ => Outcome::Failed(String::new()),
+    }
+}
+
 fn raised(was: Option<f64>, is: Option<f64>) -> bool {
     is.is_none_or(|is| was.is_some_and(|was| is > was))
 }
 
 impl Replay {
-    fn tell(&mut self, record: usize, number: u64, outcome: Outcome) -> Result<(), ReplayError> {
-        self.search.tell(number, outcome).map_err(|source| ReplayError::Tell { record, source })?;
+    fn new(resolved: Resolved) -> Result<Self, ReplayError> {
+        let mut this = Self {
+            search: Search::new(setup::search(&resolved)?)?,
+            resolved,
+            told: HashSet::new(),
+            epoch: 0,
+            spent: Spent::default(),
+            committed_at: BTreeMap::new(),
+            authors: BTreeMap::new(),
+            confirmed: HashSet::new(),
+            distrusted: BTreeMap::new(),
+            retracted: 0,
+            open: BTreeMap::new(),
+            fresh: Vec::new(),
+            bank: BTreeMap::new(),
+        };
+        this.draw();
+        Ok(this)
+    }
+
+    /// Hands a result to the search. What that lets it draw is told at once where its result is there already.
+    ///
+    /// # Errors
+    /// If the spec was not drawn, or has a result.
+    pub(super) fn tell(&mut self, number: u64, outcome: Outcome) -> Result<(), TellError> {
+        self.search.tell(number, outcome)?;
         self.told.insert(number);
+        self.open.remove(&number);
+        // A result of the model that had this number before is of no use any more.
+        self.bank.remove(&number);
+        self.draw();
         Ok(())
+    }
+
+    /// Specs without a result that were drawn since this was last asked.
+    pub(super) fn fresh(&mut self) -> Vec<Spec> {
+        let numbers = std::mem::take(&mut self.fresh);
+        numbers.into_iter().filter_map(|number| self.open.get(&number).cloned()).collect()
+    }
+
+    /// The recipe of a spec that has no result.
+    fn recipe(&self, number: u64) -> Option<Digest> {
+        self.open.get(&number).map(|spec| spec.recipe.id())
+    }
+
+    /// Takes over what the search has drawn, and tells it what is known of that.
+    fn draw(&mut self) {
+        loop {
+            while let Some(spec) = self.search.ask() {
+                self.fresh.push(spec.number);
+                self.open.insert(spec.number, spec);
+            }
+            for spec in self.search.tests() {
+                if !self.open.contains_key(&spec.number) {
+                    self.fresh.push(spec.number);
+                    self.open.insert(spec.number, spec);
+                }
+            }
+            let fits = |(number, spec): (&u64, &Spec)| {
+                let banked = self.bank.get(number)?;
+                banked.recipe.is_none_or(|recipe| recipe == spec.recipe.id()).then_some(*number)
+            };
+            let Some(number) = self.open.iter().find_map(fits) else {
+                return;
+            };
+            let Some(banked) = self.bank.remove(&number) else { return };
+            if self.search.tell(number, banked.outcome).is_ok() {
+                self.told.insert(number);
+            }
+            self.open.remove(&number);
+        }
+    }
+
+    /// The search from its beginning, with the results that stand: it ends as if those that do not had never been reported. Scores are a pure
+    /// function of model and items, so a result is as good for the model that is drawn now as it was then, if it is the same one.
+    fn begin_again(
+        &mut self,
+        standing: &BTreeMap<u64, (&Record, Option<Digest>)>,
+        stops: &[(u64, &String)],
+    ) -> Result<(), ReplayError> {
+        self.search = Search::new(setup::search(&self.resolved)?)?;
+        for (number, reason) in stops {
+            self.search.stop(*number, reason);
+        }
+        self.told.clear();
+        self.open.clear();
+        self.fresh.clear();
+        let bank =
+            standing.iter().map(|(number, (record, recipe))| (*number, Banked { recipe: *recipe, outcome: outcome(record) }));
+        self.bank = bank.collect();
+        self.draw();
+        Ok(())
+    }
+
+    /// The specs that stand on this worker's word alone.
+    pub(super) fn unconfirmed(&self, worker: &str) -> Vec<u64> {
+        let alone = |(number, author): (&u64, &String)| (author == worker && !self.confirmed.contains(number)).then_some(*number);
+        self.authors.iter().filter_map(alone).collect()
     }
 
     /// Seconds of the coordinator's clock from its first start until the spec's result was committed.
