@@ -140,18 +140,12 @@ impl Checks {
         Opinion::Open
     }
 
-    /// Forgets what stands on numbers from this one on, and on the word of `worker`.
-    pub(super) fn forget(&mut self, from: u64, worker: &str) {
-        self.open.retain(|number, check| {
-            check.answers.retain(|(who, _)| who != worker);
-            check.wanted &= !check.answers.is_empty();
-            *number < from && !check.answers.is_empty()
-        });
-    }
-
     /// Takes a worker's word out of every check.
     pub(super) fn drop_word(&mut self, worker: &str) {
-        self.forget(u64::MAX, worker);
+        self.open.retain(|_, check| {
+            check.answers.retain(|(who, _)| who != worker);
+            !check.answers.is_empty()
+        });
     }
 }
 

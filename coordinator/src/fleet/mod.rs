@@ -141,6 +141,8 @@ impl Fleet {
 
     /// Adds a spec to be worked on.
     pub fn add(&mut self, spec: Spec) {
+        // A result that was taken back is nothing to compare with.
+        self.checks.open.remove(&spec.number);
         self.work.entry(spec.number).or_insert_with(|| Work::new(spec, 0));
     }
 
@@ -356,8 +358,14 @@ impl Fleet {
         worker.leaving
     }
 
-    /// A live token's result has been committed.
-    pub fn commit(&mut self, token: Token, scores: &Scores, now: Duration) -> Consequences {
+    /// Whether this worker's next result is to be compared; to be asked once for each.
+    pub fn compares(&mut self, worker: &str) -> bool {
+        let standing = self.standings.get_mut(worker);
+        standing.is_some_and(|standing| standing.check_due(self.settings.check_every, &mut self.random))
+    }
+
+    /// A live token's result has been committed; `wanted` asks for a second opinion on it.
+    pub fn commit(&mut self, token: Token, scores: &Scores, wanted: bool, now: Duration) -> Consequences {
         let Some(mut work) = self.work.remove(&token.spec) else {
             return Consequences::default();
         };
@@ -367,10 +375,8 @@ impl Fleet {
             return Consequences::default();
         };
         self.pace.add(now.saturating_sub(lease.since));
-        let mut wanted = false;
         if let Some(standing) = self.standings.get_mut(&lease.worker) {
             standing.results += 1;
-            wanted = standing.check_due(self.settings.check_every, &mut self.random);
         }
         self.checks.remember(work.spec, work.attempts, &lease.worker, scores.clone(), wanted);
         self.well(&lease.worker, now)
@@ -591,11 +597,10 @@ impl Fleet {
         true
     }
 
-    /// A new epoch, because what was drawn from spec `from` on may be another now: every token is void, and every worker must register again.
-    pub fn begin(&mut self, epoch: u64, from: u64) {
+    /// A new epoch, because some specs may be others now: every token is void, and every worker must register again.
+    pub fn begin(&mut self, epoch: u64) {
         self.epoch = epoch;
         self.work.clear();
-        self.checks.forget(from, "");
         self.workers.clear();
         for (_, work) in self.every_work() {
             work.take(|_| true);

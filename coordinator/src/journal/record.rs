@@ -78,6 +78,11 @@ pub enum Record {
         /// Why.
         reason: String,
     },
+    /// The result of a spec, which follows, is to be compared with another worker's. Since format 2.
+    Compare {
+        /// The spec.
+        number: u64,
+    },
     /// Workers agreed about a spec's scores. Since format 2.
     Check {
         /// The spec.
@@ -121,6 +126,7 @@ impl Record {
             Self::Failure { .. } => "failure",
             Self::Attempt { .. } => "attempt",
             Self::Stop { .. } => "stop",
+            Self::Compare { .. } => "compare",
             Self::Check { .. } => "check",
             Self::Distrust { .. } => "distrust",
             Self::Readmit { .. } => "readmit",

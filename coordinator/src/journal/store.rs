@@ -19,7 +19,7 @@ const FILE: &str = "journal.sqlite";
 /// Format of the records; an older program refuses a newer one.
 ///
 /// - 1: the first.
-/// - 2: `check`, `distrust` and `readmit` records.
+/// - 2: `compare`, `check`, `distrust` and `readmit` records.
 const FORMAT: i64 = 2;
 /// Oldest format that is read. Everything in it means the same in the newest, so that opening for writing only raises the number.
 const FORMAT_OLDEST: i64 = 1;

@@ -112,6 +112,8 @@ pub struct Core<L> {
     pub(super) generation: u64,
     /// Number of the best model.
     pub(super) best: Option<u64>,
+    /// Whether workers' scores are compared at all.
+    pub(super) compares: bool,
     /// Whether a new best is compared.
     pub(super) check_best: bool,
     /// Seconds of earlier starts.
@@ -166,6 +168,7 @@ impl<L: Log> Core<L> {
             hash: resolved.hash(),
             generation: replay.search.generation(),
             best: replay.search.best().map(|best| best.number),
+            compares: compare,
             check_best: compare && settings.check_best,
             seconds_before: replay.spent.seconds,
             replay,
@@ -329,7 +332,7 @@ impl<L: Log> Core<L> {
         if reports.is_empty() && self.later.is_empty() {
             return Ok(());
         }
-        let records: Vec<_> = reports.iter().filter_map(|report| report.record.clone()).collect();
+        let records: Vec<_> = reports.iter().flat_map(|report| report.records.iter().cloned()).collect();
         match self.append(records) {
             Ok(()) => {}
             Err(error) if error.is_full() => {
@@ -346,7 +349,7 @@ impl<L: Log> Core<L> {
         for report in reports {
             report.reply.send(Ok(report.verdict)).ok();
             if let Some(scores) = report.scores {
-                let consequences = self.fleet.commit(report.token, &scores, now);
+                let consequences = self.fleet.commit(report.token, &scores, report.compared, now);
                 self.follow(consequences);
                 self.replay.authors.insert(report.token.spec, report.worker);
                 outcomes.push((report.token.spec, Outcome::Scored(scores)));

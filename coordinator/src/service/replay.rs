@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use evolver_common::{definition::Resolved, digest::Digest};
+use evolver_common::{definition::Resolved, digest::Digest, score::Scores};
 use thiserror::Error;
 
 use crate::{
@@ -108,6 +108,8 @@ pub struct Replay {
     pub distrusted: BTreeMap<String, String>,
     /// Results that were taken back.
     pub retracted: u64,
+    /// Results that are to be compared and have not been.
+    pub(super) compared: BTreeMap<u64, (Spec, Scores)>,
     /// Specs that were drawn and have no result.
     open: BTreeMap<u64, Spec>,
     /// Numbers of specs that were drawn since they were last asked for.
@@ -143,6 +145,7 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
     // The results that stand, and the stops, by their records: what is told again if one of them is taken back.
     let mut standing: BTreeMap<u64, (&Record, Option<Digest>)> = BTreeMap::new();
     let mut stops = Vec::new();
+    let mut compare = None;
     for (index, record) in (1..).zip(records) {
         match record {
             Record::Definition { resolved, .. } => limit = resolved["definition"]["stop"]["seconds"].as_f64(),
@@ -151,7 +154,7 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
                 current = 0.0;
                 this.epoch = *epoch;
             }
-            Record::Result { number, recipe, timings, elapsed, worker, .. } => {
+            Record::Result { number, recipe, scores, timings, elapsed, worker, .. } => {
                 if let Some(found) = this.recipe(*number).filter(|found| found != recipe) {
                     return Err(ReplayError::Recipe { record: index, number: *number, found, written: *recipe });
                 }
@@ -164,6 +167,9 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
                 spent.score += timings.score;
                 spent.report += timings.report;
                 standing.insert(*number, (record, Some(*recipe)));
+                if let Some(spec) = this.open.get(number).filter(|_| compare.take() == Some(*number)) {
+                    this.compared.insert(*number, (spec.clone(), scores.clone()));
+                }
                 this.tell(*number, outcome(record)).map_err(|source| ReplayError::Tell { record: index, source })?;
             }
             Record::Failure { number, .. } => {
@@ -177,8 +183,10 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
                 stops.push((*number, reason));
                 this.search.stop(*number, reason);
             }
+            Record::Compare { number } => compare = Some(*number),
             Record::Check { number, .. } => {
                 this.confirmed.insert(*number);
+                this.compared.remove(number);
             }
             Record::Distrust { worker, reason, numbers, epoch } => {
                 this.distrusted.insert(worker.clone(), reason.clone());
@@ -189,6 +197,7 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
                     this.authors.remove(number);
                     this.committed_at.remove(number);
                     this.confirmed.remove(number);
+                    this.compared.remove(number);
                 }
                 if !numbers.is_empty() {
                     this.begin_again(&standing, &stops)?;
@@ -235,6 +244,7 @@ impl Replay {
             confirmed: HashSet::new(),
             distrusted: BTreeMap::new(),
             retracted: 0,
+            compared: BTreeMap::new(),
             open: BTreeMap::new(),
             fresh: Vec::new(),
             bank: BTreeMap::new(),
@@ -255,6 +265,11 @@ impl Replay {
         self.bank.remove(&number);
         self.draw();
         Ok(())
+    }
+
+    /// Results that are to be compared: of specs that still are what they were.
+    pub(super) fn compared(&self) -> Vec<(Spec, Scores)> {
+        self.compared.iter().filter(|(number, _)| !self.open.contains_key(number)).map(|(_, compared)| compared.clone()).collect()
     }
 
     /// Specs without a result that were drawn since this was last asked.

@@ -18,7 +18,9 @@ const REASON_MAX: usize = 4000;
 pub(super) struct Accepted {
     pub(super) token: Token,
     pub(super) worker: String,
-    pub(super) record: Option<Record>,
+    pub(super) records: Vec<Record>,
+    /// Whether another worker is asked for the same.
+    pub(super) compared: bool,
     /// The scores of a spec that the search waits for.
     pub(super) scores: Option<Scores>,
     pub(super) reply: Reply<v1::ReportReply>,
@@ -80,8 +82,11 @@ impl<L: Log> Core<L> {
                     },
                     elapsed: self.now().as_secs_f64(),
                 };
+                let compared = self.fleet.compares(&worker);
+                let compare = compared.then_some(Record::Compare { number: token.spec });
+                let records = compare.into_iter().chain([record]).collect();
                 let verdict = answer(v1::report_reply::Verdict::Committed, "");
-                reports.push(Accepted { token, worker, record: Some(record), scores: Some(scores), reply, verdict });
+                reports.push(Accepted { token, worker, records, compared, scores: Some(scores), reply, verdict });
             }
             (Ok(scores), Purpose::Check) => {
                 let consequences = self.fleet.answer(token, scores, self.now());
@@ -105,14 +110,14 @@ impl<L: Log> Core<L> {
         reply: Reply<v1::ReportReply>,
     ) -> Accepted {
         tracing::warn!(worker, spec = token.spec, reason, "attempt failed");
-        let record = Some(Record::Attempt { number: token.spec, worker: worker.clone(), reason: reason.to_owned() });
+        let attempt = Record::Attempt { number: token.spec, worker: worker.clone(), reason: reason.to_owned() };
         let now = self.now();
         if killed {
             self.fleet.lose(token, reason, now);
         } else {
             self.fleet.fail(token, reason, now);
         }
-        Accepted { token, worker, record, scores: None, reply, verdict }
+        Accepted { token, worker, records: vec![attempt], compared: false, scores: None, reply, verdict }
     }
 
     /// The scores must cover each task's items, and say the accuracy that their items say.

@@ -40,6 +40,7 @@ impl<L: Log> Core<L> {
 
     fn confirmed(&mut self, number: u64, workers: Vec<String>) {
         if self.replay.confirmed.insert(number) {
+            self.replay.compared.remove(&number);
             self.later.push(Record::Check { number, workers });
         }
     }
@@ -73,6 +74,10 @@ impl<L: Log> Core<L> {
             self.remember(&member, false);
         }
         self.compare_best();
+        for (spec, scores) in self.replay.compared() {
+            let author = self.replay.authors.get(&spec.number).cloned().unwrap_or_default();
+            self.fleet.remember(spec, &author, scores, self.compares);
+        }
         for (worker, reason) in self.replay.distrusted.clone() {
             self.fleet.distrust(&worker, &reason);
         }
@@ -91,23 +96,23 @@ impl<L: Log> Core<L> {
 
     fn distrust(&mut self, worker: &str, reason: &str) -> Result<(), EndError> {
         let numbers = self.replay.unconfirmed(worker);
-        let first = numbers.first().copied();
-        let epoch = self.epoch + u64::from(first.is_some());
+        let retracts = !numbers.is_empty();
+        let epoch = self.epoch + u64::from(retracts);
         tracing::warn!(worker, reason, retracted = numbers.len(), "a worker is not trusted any more");
         let record = Record::Distrust { worker: worker.to_owned(), reason: reason.to_owned(), numbers, epoch };
         self.append(vec![record])?;
         self.fleet.distrust(worker, reason);
-        let Some(first) = first else {
+        if !retracts {
             self.replay.distrusted.insert(worker.to_owned(), reason.to_owned());
             return Ok(());
-        };
+        }
         // The journal is the only place that still has every result.
         self.replay = replay(&self.journal.records()?, Some(&self.replay.resolved))?;
         self.epoch = epoch;
         self.generation = self.replay.search.generation();
         self.best = self.replay.search.best().map(|best| best.number);
         self.given_up.clear();
-        self.fleet.begin(epoch, first);
+        self.fleet.begin(epoch);
         self.compare_best();
         self.dismiss();
         Ok(())
