@@ -2,12 +2,14 @@
 //!
 //! This page parses, dispatches, prints the error and returns the code; the work is in the crates.
 
+mod certs;
 mod cli;
 mod evaluate;
 mod export;
 mod fail;
 mod merge;
 mod methods;
+mod operate;
 mod progress;
 mod quickstart;
 mod run;
@@ -46,6 +48,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Run(options) => run::run(&options),
         Command::Coordinator(options) => run::coordinator(&options),
         Command::Worker(options) => worker::worker(&options),
+        Command::Operate(options) => operate::operate(&options),
+        Command::Certs(options) => certs::certs(&options),
         Command::WorkerChild => worker::child(),
         Command::Merge(options) => merge::merge(&options),
         Command::Methods(options) => methods::methods(&options),
