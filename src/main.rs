@@ -2,7 +2,9 @@
 //!
 //! This page parses, dispatches, prints the error and returns the code; the work is in the crates.
 
+mod check;
 mod cli;
+mod diff;
 mod evaluate;
 mod export;
 mod fail;
@@ -47,6 +49,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Worker(options) => worker::worker(&options),
         Command::WorkerChild => worker::child(),
         Command::Merge(options) => merge::merge(&options),
+        Command::Check(options) => check::check(&options),
+        Command::Diff(options) => diff::diff(&options),
         Command::Methods(options) => methods::methods(&options),
         Command::Evaluate(options) => evaluate::evaluate(&options),
         Command::Show(options) => show::show(&options),

@@ -69,7 +69,7 @@ pub(crate) fn search(resolved: &Resolved, dir: &Path, listen: &str, local: Optio
         if out.exists() {
             std::fs::remove_dir_all(&out)?;
         }
-        export::export_individual(&replay, best, dir, &out)?;
+        export::export_individual(&replay, best, dir, &out, &export::Options::default())?;
         writeln!(std::io::stdout(), "\nThe best model is in {}", out.display())?;
     }
     Ok(())
