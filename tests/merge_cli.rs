@@ -3,48 +3,15 @@
 
 mod models;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::{Command, Output},
-};
+use std::{fs, path::Path};
 
 use evolver_common::checkpoint::Checkpoint;
-use models::{HIDDEN, Model, json, read};
+use models::{Bench, HIDDEN, Model, json, read};
 use safetensors::Dtype;
 use serde_json::json;
 
 const WORDS: [&str; 5] = ["<s>", "a", "b", "c", "d"];
 const EMBED: &str = "model.embed_tokens.weight";
-
-/// A folder with models, in which definitions are written and merged.
-struct Bench(tempfile::TempDir);
-
-impl Bench {
-    fn new(models: &[(&str, &Model)]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        for (name, model) in models {
-            model.write(&folder.path().join(name));
-        }
-        Self(folder)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_evolver")).args(arguments).current_dir(self.0.path()).output().unwrap()
-    }
-
-    /// Merges by this definition into `out`, and expects it to work.
-    fn merge(&self, yaml: &str, out: &str, arguments: &[&str]) -> PathBuf {
-        fs::write(self.path("merge.yaml"), yaml).unwrap();
-        let output = self.run(&[&["merge", "merge.yaml", "--out", out], arguments].concat());
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        self.path(out)
-    }
-}
 
 fn mean(a: &[f32], b: &[f32]) -> Vec<f32> {
     a.iter().zip(b).map(|(a, b)| f32::midpoint(*a, *b)).collect()

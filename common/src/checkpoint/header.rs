@@ -232,7 +232,7 @@ mod tests {
             (one("F32", "[3]", "[0,8]"), 8, "do not hold 3 elements"),
             (one("F32", "[2]", "[8,0]"), 8, "do not hold"),
             (one("F32", "[2]", "[4,12]"), 12, "leave gaps"),
-            (one("F8_E4M3", "[8]", "[0,8]"), 8, "F8_E4M3 cannot be read"),
+            (one("F8_E4M3", "[8]", "[0,8]"), 8, "F8_E4M3 (FP8) cannot be read"),
             (one("F32", "[4294967296,4294967296,2]", "[0,8]"), 8, "overflows"),
             (one("F32", "[1,1,1,1,1,1,1,1,2]", "[0,8]"), 8, "9 dimensions"),
             (one("F32", "[-1]", "[0,8]"), 8, "not a safetensors header"),

@@ -56,7 +56,11 @@ impl MergeConfig {
     pub fn parse(text: &str, path: &Path) -> Result<Self, Vec<String>> {
         let tree: Json = match path.extension().and_then(|extension| extension.to_str()) {
             Some("toml") => toml::from_str(text).map_err(|error| vec![error.to_string()])?,
-            Some("yaml" | "yml") => serde_saphyr::from_str(text).map_err(|error| vec![error.to_string()])?,
+            Some("yaml" | "yml") => {
+                // Some versions of YAML take `y` and `n` for true and false; to mergekit they are texts, and tokens.
+                let options = serde_saphyr::options! { strict_booleans: true };
+                serde_saphyr::from_str_with_options(text, options).map_err(|error| vec![error.to_string()])?
+            }
             _ => return Err(vec!["a merge definition is a .yaml, .yml or .toml file".into()]),
         };
         let folder = path.parent().unwrap_or(Path::new("")).to_owned();
@@ -300,7 +304,11 @@ fn plain(name: &str, tree: &Json) -> Result<Value, String> {
     match tree {
         Json::Bool(flag) => Ok(Value::Flag(*flag)),
         Json::Number(number) => Ok(Value::Number(number.as_f64().unwrap_or(f64::NAN))),
-        Json::String(text) => Ok(Value::Text(text.clone())),
+        Json::String(text) => Ok(match text.to_ascii_lowercase().as_str() {
+            "yes" | "on" => Value::Flag(true),
+            "no" | "off" => Value::Flag(false),
+            _ => Value::Text(text.clone()),
+        }),
         Json::Array(items) => numbers(items).map(Value::Numbers).ok_or_else(|| format!("{name} is {tree}: a list holds numbers")),
         other => Err(format!("{name} is {other}: a number, a list of numbers, a text, or true or false is expected")),
     }
@@ -335,7 +343,7 @@ mod tests {
     #[test]
     fn lists_and_rules_are_read() {
         let config = read(
-            "merge_method: slerp\nmodels: [{model: a}]\nparameters:\n  int8_mask: true\n  t:\n    - filter: mlp\n      value: [0, 0.5, 1]\n    - value: 0.25\n  u: {value: 3}\n  v: 1e-5\n",
+            "merge_method: slerp\nmodels: [{model: a}]\nparameters:\n  int8_mask: true\n  t:\n    - filter: mlp\n      value: [0, 0.5, 1]\n    - value: 0.25\n  u: {value: 3}\n  v: 1e-5\n  w: yes\n",
         )
         .unwrap();
         let rules = vec![
@@ -343,8 +351,12 @@ mod tests {
             Rule { filter: None, value: Value::Number(0.25) },
         ];
         let single = Value::Rules(vec![Rule { filter: None, value: Value::Number(3.0) }]);
-        let expected =
-            Parameters::from([("t".into(), Value::Rules(rules)), ("u".into(), single), ("v".into(), Value::Number(1e-5))]);
+        let expected = Parameters::from([
+            ("t".into(), Value::Rules(rules)),
+            ("u".into(), single),
+            ("v".into(), Value::Number(1e-5)),
+            ("w".into(), Value::Flag(true)),
+        ]);
         assert_eq!(config.parameters, expected);
     }
 
