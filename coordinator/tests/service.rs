@@ -197,7 +197,7 @@ async fn wrong_scores_are_failed_attempts_and_never_results() {
     assert_eq!(verdict(&worker.finish(&assignment).await), Verdict::Committed);
     served.end().await.unwrap();
     let replay = folded(folder.path());
-    assert_eq!((replay.told.len(), replay.spent.failed_attempts), (1, spoils.len() as u64));
+    assert_eq!((replay.told.len(), replay.failed_attempts.len()), (1, spoils.len()));
 }
 
 #[tokio::test]

@@ -23,7 +23,7 @@ use super::replay::{self, Replay, ReplayError, STOP_SECONDS};
 use crate::{
     fleet::{Fleet, Token, Verdict},
     journal::{Journal, JournalError, Record, Timings},
-    search::{Outcome, Phase, TEST_BASE},
+    search::{Kind, Outcome, Phase, TEST_BASE},
 };
 
 /// Requests that may wait.
@@ -176,6 +176,7 @@ impl Coordinator {
 
 struct Waiting {
     worker: String,
+    since: Instant,
     until: Instant,
     reply: Reply<Result<v1::LeaseReply, String>>,
 }
@@ -258,7 +259,8 @@ impl Core {
                         older.reply.send(Ok(idle())).ok();
                     }
                     let wait = Duration::from_millis(u64::from(request.wait_ms)).min(WAIT_MAX);
-                    self.waiting.push(Waiting { worker: request.worker, until: Instant::now() + wait, reply });
+                    let since = Instant::now();
+                    self.waiting.push(Waiting { worker: request.worker, since, until: since + wait, reply });
                 }
             }
             Command::Heartbeat(request, reply) => {
@@ -507,12 +509,16 @@ impl Core {
                 let leave = v1::Leave { reason: reason.into() };
                 waiting.reply.send(Ok(lease_reply(v1::lease_reply::Outcome::Leave(leave)))).ok();
             } else if let Some((token, spec)) = self.fleet.lease(&waiting.worker, self.now()) {
-                let keep = self.replay.search.population().iter().map(|member| member.id.as_bytes().to_vec());
+                // Start models are built again: by their descendants, and for the sealed split.
+                let start = matches!(spec.kind, Kind::Initial | Kind::Reference).then(|| spec.recipe.id());
+                let members = self.replay.search.population().iter().map(|member| member.id);
+                let keep = members.chain(start).map(|id| id.as_bytes().to_vec());
                 let assignment = v1::Assignment {
                     token: Some(v1::Token { epoch: token.epoch, spec: token.spec, attempt: token.attempt }),
                     recipe: encode(&spec.recipe),
                     split: split_to_wire(spec.split),
                     keep: keep.collect(),
+                    waited: waiting.since.elapsed().as_secs_f64(),
                 };
                 let reply = lease_reply(v1::lease_reply::Outcome::Assignment(assignment));
                 if waiting.reply.send(Ok(reply)).is_err() {

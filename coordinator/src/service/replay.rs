@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use evolver_common::{definition::Resolved, digest::Digest};
+use serde::Serialize;
 use thiserror::Error;
 
 use crate::{
@@ -69,15 +70,27 @@ pub enum ReplayError {
     },
 }
 
-/// Time and attempts spent.
+/// Time spent.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Spent {
     /// Seconds of workers, by what they did.
     pub timings: Timings,
+    /// Of these, what offspring took: the search itself, without the start models and the sealed split.
+    pub offspring: Timings,
     /// Seconds of the coordinator's clock, over all its starts.
     pub seconds: f64,
-    /// Attempts that failed.
-    pub failed_attempts: u64,
+}
+
+/// An attempt that failed, or the end of a spec that was given up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Failed {
+    /// The spec.
+    pub number: u64,
+    /// Who tried; empty where the spec was given up.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub worker: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// What a journal holds.
@@ -90,8 +103,12 @@ pub struct Replay {
     pub told: HashSet<u64>,
     /// The latest epoch.
     pub epoch: u64,
-    /// Time and attempts.
+    /// Time.
     pub spent: Spent,
+    /// Attempts that failed, in the order of their records.
+    pub failed_attempts: Vec<Failed>,
+    /// Specs that were given up.
+    pub given_up: Vec<Failed>,
     /// Seconds of the coordinator's clock when each spec's result was committed.
     pub committed_at: BTreeMap<u64, f64>,
 }
@@ -121,6 +138,8 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
         told: HashSet::new(),
         epoch: 0,
         spent: Spent::default(),
+        failed_attempts: Vec::new(),
+        given_up: Vec::new(),
         committed_at: BTreeMap::new(),
     };
     // Seconds of earlier starts, and of this one so far.
@@ -141,15 +160,19 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
                 }
                 current = *elapsed;
                 this.committed_at.insert(*number, before + current);
-                let spent = &mut this.spent.timings;
-                spent.lease += timings.lease;
-                spent.build += timings.build;
-                spent.score += timings.score;
-                spent.report += timings.report;
+                this.spent.timings.add(timings);
+                if this.is_offspring(*number) {
+                    this.spent.offspring.add(timings);
+                }
                 this.tell(index, *number, Outcome::Scored(scores.clone()))?;
             }
-            Record::Failure { number, reason } => this.tell(index, *number, Outcome::Failed(reason.clone()))?,
-            Record::Attempt { .. } => this.spent.failed_attempts += 1,
+            Record::Failure { number, reason } => {
+                this.given_up.push(Failed { number: *number, worker: String::new(), reason: reason.clone() });
+                this.tell(index, *number, Outcome::Failed(reason.clone()))?;
+            }
+            Record::Attempt { number, worker, reason } => {
+                this.failed_attempts.push(Failed { number: *number, worker: worker.clone(), reason: reason.clone() });
+            }
             // A limit that has been raised since then ends nothing.
             Record::Stop { reason, .. } if reason == STOP_SECONDS && raised(limit, this.resolved.definition.stop.seconds) => {}
             Record::Stop { number, reason } => this.search.stop(*number, reason),
@@ -170,6 +193,12 @@ fn raised(was: Option<f64>, is: Option<f64>) -> bool {
 }
 
 impl Replay {
+    fn is_offspring(&self, number: u64) -> bool {
+        let setup = self.search.setup();
+        let start = setup.individuals.len() + setup.references.len();
+        (start as u64..TEST_BASE).contains(&number)
+    }
+
     fn tell(&mut self, record: usize, number: u64, outcome: Outcome) -> Result<(), ReplayError> {
         self.search.tell(number, outcome).map_err(|source| ReplayError::Tell { record, source })?;
         self.told.insert(number);

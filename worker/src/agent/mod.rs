@@ -89,8 +89,8 @@ pub async fn run(options: AgentOptions, mut drain: watch::Receiver<bool>) -> Res
         };
         match reply {
             Some(v1::lease_reply::Outcome::Assignment(assignment)) => {
-                // Waiting for work to exist is not the lease's cost; a lease that was there at once takes a round trip.
-                let lease = asked.elapsed().min(Duration::from_millis(50));
+                // Waiting for work to exist is not the lease's cost.
+                let lease = (asked.elapsed().as_secs_f64() - assignment.waited).max(0.0);
                 let report = tokio::select! {
                     report = agent.attempt(&assignment, &mut link) => report?,
                     _ = drain.wait_for(|drain| *drain) => {
@@ -99,7 +99,7 @@ pub async fn run(options: AgentOptions, mut drain: watch::Receiver<bool>) -> Res
                     }
                 };
                 if let Some((result, mut timings)) = report {
-                    timings.lease = lease.as_secs_f64();
+                    timings.lease = lease;
                     link.report(assignment.token, result, timings).await?;
                 }
             }
