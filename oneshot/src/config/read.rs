@@ -58,7 +58,9 @@ impl MergeConfig {
             Some("toml") => toml::from_str(text).map_err(|error| vec![error.to_string()])?,
             Some("yaml" | "yml") => {
                 // Some versions of YAML take `y` and `n` for true and false; to mergekit they are texts, and tokens.
-                let options = serde_saphyr::options! { strict_booleans: true };
+                // Aliases may be used, but not to make a small file large.
+                let limits = serde_saphyr::alias_limits! { max_total_replayed_events: 20_000 };
+                let options = serde_saphyr::options! { strict_booleans: true, alias_limits: limits };
                 serde_saphyr::from_str_with_options(text, options).map_err(|error| vec![error.to_string()])?
             }
             _ => return Err(vec!["a merge definition is a .yaml, .yml or .toml file".into()]),
