@@ -100,7 +100,12 @@ fn build(engine: &Engine, recipe: &Recipe, threads: usize) -> InMemory {
 }
 
 fn families() -> Vec<Family> {
-    let files = [include_str!("golden/mergekit.json"), include_str!("golden/pcb.json"), include_str!("golden/recent.json"), include_str!("golden/measured.json")];
+    let files = [
+        include_str!("golden/mergekit.json"),
+        include_str!("golden/pcb.json"),
+        include_str!("golden/recent.json"),
+        include_str!("golden/measured.json"),
+    ];
     files.into_iter().map(|file| serde_json::from_str(file).unwrap()).collect()
 }
 
@@ -125,7 +130,8 @@ fn any_statistics(method: &str, shapes: &[(String, Vec<usize>)], seed: usize) ->
     let number = |place: usize| f32::from(Digest::of(format!("{seed} {place}").as_bytes()).as_bytes()[0]) / 256.0;
     let tensor = |(name, shape): &(String, Vec<usize>)| match (method, shape.as_slice()) {
         ("regmean", [_, inputs]) => {
-            let rows: Vec<Vec<f32>> = (0..2 * inputs).map(|row| (0..*inputs).map(|k| number(row * inputs + k) - 0.5).collect()).collect();
+            let rows: Vec<Vec<f32>> =
+                (0..2 * inputs).map(|row| (0..*inputs).map(|k| number(row * inputs + k) - 0.5).collect()).collect();
             let product = |i: usize, j: usize| rows.iter().map(|row| row[i] * row[j]).sum::<f32>();
             let values = (0..inputs * inputs).map(|at| product(at / inputs, at % inputs)).collect();
             Some((name.clone(), Tensor { shape: vec![*inputs; 2], hex: hex(values) }))

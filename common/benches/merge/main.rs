@@ -34,7 +34,6 @@ use evolver_common::{
         write::{Announced, WeightsWriter},
     },
     digest::Digest,
-
     merge::{CheckpointLeaf, Engine, InMemory, METHODS, Method, Options, Sink, normalize},
     recipe::{Granularity, Input, Merge, Op, Parameters, Recipe, Value},
 };
@@ -131,9 +130,8 @@ impl Opened {
         self.engine.forget();
         let started = Instant::now();
         let tensors = self.models[0].tensors().iter();
-        let announced: Vec<_> = tensors
-            .map(|(name, info)| Announced { name: name.clone(), dtype: info.dtype, shape: info.shape.clone() })
-            .collect();
+        let announced: Vec<_> =
+            tensors.map(|(name, info)| Announced { name: name.clone(), dtype: info.dtype, shape: info.shape.clone() }).collect();
         let writer = WeightsWriter::create(out, &announced, &Map::new()).unwrap();
         self.engine.stream(recipe, &To(&writer)).unwrap();
         writer.finish(false).unwrap();
@@ -233,9 +231,8 @@ fn all(arguments: &[&str]) {
     let opened = Opened::new(&folders);
     // Methods that decompose matrices take minutes at this size; they are named by --only.
     let slow = ["tsv", "iso_c", "iso_cts", "knots", "wudi", "regmean", "regmeanpp", "fisher"];
-    let wanted = |method: &&&dyn Method| {
-        only.as_ref().map_or(!slow.contains(&method.name()), |only| only.contains(&method.name()))
-    };
+    let wanted =
+        |method: &&&dyn Method| only.as_ref().map_or(!slow.contains(&method.name()), |only| only.contains(&method.name()));
     let merges: Vec<_> = METHODS.iter().filter(wanted).map(|method| (method.name(), opened.merge(*method))).collect();
     let out = folder().join("out.safetensors");
     let mut copied = Best::NONE;
@@ -250,7 +247,12 @@ fn all(arguments: &[&str]) {
     }
     let size = opened.models[0].bytes();
     let bandwidth = |bytes: u64, seconds: f64| bytes as f64 / seconds / 1e9;
-    println!("copy of {:.0} MB: {:.3} s, {:.1} GB/s read and written", size as f64 / 1e6, copied.seconds, bandwidth(2 * size, copied.seconds));
+    println!(
+        "copy of {:.0} MB: {:.3} s, {:.1} GB/s read and written",
+        size as f64 / 1e6,
+        copied.seconds,
+        bandwidth(2 * size, copied.seconds)
+    );
     println!("{:<18}{:>9}{:>9}{:>12}{:>14}{:>12}", "method", "seconds", "x copy", "GB/s", "of the copy's", "RssAnon MB");
     for (name, merge) in &merges {
         let found = &best[name];
@@ -316,7 +318,13 @@ fn offspring() {
         let mut built = InMemory::new();
         for (name, recipe) in recipes {
             let nodes = recipe.nodes();
-            let read: Vec<_> = opened.leaves.iter().zip(&opened.models).filter(|(leaf, _)| nodes.contains(leaf)).map(|(_, model)| model).collect();
+            let read: Vec<_> = opened
+                .leaves
+                .iter()
+                .zip(&opened.models)
+                .filter(|(leaf, _)| nodes.contains(leaf))
+                .map(|(_, model)| model)
+                .collect();
             let (mut reading, mut building) = (f64::INFINITY, f64::INFINITY);
             for _ in 0..rounds().max(5) {
                 let started = Instant::now();

@@ -36,6 +36,29 @@ impl Dtype {
         })
     }
 
+    /// The float type of this name in torch and in config files.
+    #[must_use]
+    pub fn from_torch(name: &str) -> Option<Self> {
+        Some(match name.strip_prefix("torch.").unwrap_or(name) {
+            "float64" | "double" => Self::F64,
+            "float32" | "float" => Self::F32,
+            "float16" | "half" => Self::F16,
+            "bfloat16" => Self::Bf16,
+            _ => return None,
+        })
+    }
+
+    /// The name of a float type in torch and in config files.
+    #[must_use]
+    pub fn torch_name(self) -> &'static str {
+        match self {
+            Self::F64 => "float64",
+            Self::F16 => "float16",
+            Self::Bf16 => "bfloat16",
+            Self::F32 | Self::Integer(_) => "float32",
+        }
+    }
+
     /// The name in a safetensors header.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -208,7 +231,10 @@ mod tests {
     #[test]
     fn f32_narrows_as_the_half_crate_has_it() {
         // Every exponent and sign, with mantissas at and around the places where rounding turns.
-        let mantissas = [0, 1, 0xfff, 0x1000, 0x1001, 0x1fff, 0x2000, 0x3000, 0x7fff, 0x8000, 0x8001, 0x1_8000, 0x40_0000, 0x7f_efff, 0x7f_f000, 0x7f_ffff];
+        let mantissas = [
+            0, 1, 0xfff, 0x1000, 0x1001, 0x1fff, 0x2000, 0x3000, 0x7fff, 0x8000, 0x8001, 0x1_8000, 0x40_0000, 0x7f_efff,
+            0x7f_f000, 0x7f_ffff,
+        ];
         for high in 0..512u32 {
             for mantissa in mantissas {
                 let value = f32::from_bits(high << 23 | mantissa);

@@ -94,11 +94,7 @@ impl Sparsify for MagPrune {
         let (mut magnitudes, mut draws) = (Vec::new(), vec![0; factors.len()]);
         piece.magnitudes(&mut magnitudes);
         self.streams[piece.tensor()][piece.model].fill(piece.offset(), &mut draws);
-        let line = Line {
-            density,
-            epsilon: self.epsilons[piece.tensor()][piece.model],
-            divide: self.divide[piece.tensor()],
-        };
+        let line = Line { density, epsilon: self.epsilons[piece.tensor()][piece.model], divide: self.divide[piece.tensor()] };
         // A line's elements stand `inner` apart; a piece may hold lines of several rows of a matrix.
         let inner: usize = piece.shape().get(2..).unwrap_or(&[]).iter().product();
         let length = (self.unit(piece.shape()) / inner.max(1)).max(1);

@@ -139,24 +139,33 @@ pub struct Engine {
     elements: Vec<usize>,
     prepared: Mutex<HashMap<Digest, Arc<dyn Combine>>>,
     pub(super) store: Store,
+    non_finite: bool,
 }
 
 impl Engine {
     /// An engine over the tensors of `space`.
     #[must_use]
     pub fn new(space: Arc<Space>, options: Options) -> Self {
+        let layers = Layers::new(&space);
+        Self::with_layers(space, layers, options)
+    }
+
+    /// An engine over the tensors of `space`, which stand at `layers`.
+    #[must_use]
+    pub fn with_layers(space: Arc<Space>, layers: Layers, options: Options) -> Self {
         let block = options.block.max(1).next_multiple_of(CHUNK);
         let elements: Vec<_> = space.tensors.iter().map(|tensor| tensor.elements).collect();
         Self {
             jobs: Job::split(&elements, block, |_| 1),
             block,
-            layers: Arc::new(Layers::new(&space)),
+            layers: Arc::new(layers),
             elements,
             space,
             leaves: HashMap::new(),
             statistics: HashMap::new(),
             prepared: Mutex::default(),
             store: Store::default(),
+            non_finite: false,
         }
     }
 
@@ -164,6 +173,11 @@ impl Engine {
     #[must_use]
     pub fn space(&self) -> &Space {
         &self.space
+    }
+
+    /// Lets NaN and infinity come out, where they went in.
+    pub fn allow_non_finite(&mut self) {
+        self.non_finite = true;
     }
 
     /// Lets `leaf` stand for the recipe node of this id.
@@ -232,6 +246,15 @@ impl Engine {
         self.run((&program, root), &[], blocks, Some(sink))
     }
 
+    /// Whether a recipe is built a whole tensor at a time, so that its buffers are as large as the largest tensor.
+    ///
+    /// # Errors
+    /// See [`BuildError`].
+    pub fn needs_whole_tensors(&self, recipe: &Recipe) -> Result<bool, BuildError> {
+        let (program, _) = self.compile(recipe)?;
+        Ok(program.needs_whole_tensors())
+    }
+
     fn run(
         &self,
         (program, root): (&Program<'_>, usize),
@@ -269,7 +292,7 @@ impl Engine {
             #[inline(always)]
             || values.iter().fold(true, |finite, value| finite & value.is_finite()),
         );
-        if finite {
+        if self.non_finite || finite {
             return Ok(());
         }
         let first = values.iter().position(|value| !value.is_finite()).unwrap_or(0);
@@ -411,6 +434,17 @@ impl Program<'_> {
         let tensors = self.space.tensors.iter();
         let parts: Vec<_> = tensors.map(|tensor| format!("{:?} {}", tensor.shape, tensor.name).into_bytes()).collect();
         Digest::of_parts("evolver space v1", parts.iter().map(Vec::as_slice))
+    }
+
+    fn needs_whole_tensors(&self) -> bool {
+        let whole = |step: &Step| match step {
+            Step::Merge { combine, .. } => (0..self.space.tensors.len()).any(|tensor| {
+                let shape = self.shape(tensor);
+                shape.len() > 1 && combine.unit(tensor, shape) == shape.iter().product::<usize>()
+            }),
+            _ => false,
+        };
+        self.steps.iter().any(whole)
     }
 
     /// The sides of a tensor.

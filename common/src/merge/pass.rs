@@ -75,7 +75,8 @@ impl Pass<'_> {
     /// The statistics of this kind over the operands, taken now or earlier. They may depend on `parameters` besides, and on nothing else.
     pub(super) fn once(&self, kind: &str, parameters: &[&[f64]], take: impl FnOnce() -> Table) -> Arc<Table> {
         let operands: Vec<_> = self.operands.iter().map(|operand| &self.program.nodes[*operand]).collect();
-        let bytes: Vec<Vec<u8>> = parameters.iter().map(|row| row.iter().flat_map(|x| x.to_bits().to_le_bytes()).collect()).collect();
+        let bytes: Vec<Vec<u8>> =
+            parameters.iter().map(|row| row.iter().flat_map(|x| x.to_bits().to_le_bytes()).collect()).collect();
         let ids: Vec<_> = operands.iter().map(|operand| operand.id()).collect();
         // The tensors are part of the name: they follow from the operands and from what is frozen.
         let space = self.program.space_digest();

@@ -279,13 +279,8 @@ impl Paper {
         let models = group.pass.models();
         let pairs = pair(0, models);
         let spans = group.pass.once("pcb spans", &[&group.tensors], || spans(group.pass, pairs));
-        let mut this = Self {
-            spans: Span::of(&spans),
-            inter: vec![1.0; pairs],
-            intra: vec![1.0; models],
-            cuts: vec![0.0; models],
-            weights,
-        };
+        let mut this =
+            Self { spans: Span::of(&spans), inter: vec![1.0; pairs], intra: vec![1.0; models], cuts: vec![0.0; models], weights };
         let sums = group.pass.once("pcb sums", &[&group.tensors], || {
             let sums = group.pass.sums(pairs + models, |inputs, elements, sums| {
                 let mut work = Work::new(models);
@@ -321,10 +316,25 @@ impl Paper {
         for j in 0..deltas.len() {
             for i in 0..=j {
                 let (low, scale) = (self.spans[pair(i, j)].low, self.spans[pair(i, j)].scale());
-                let norm = lanes::each(&deltas[i], &deltas[j], #[inline(always)] |a, b| (a * b - low) * scale);
-                pairs[pair(i, j)] = lanes::each(&norm, &norm, #[inline(always)] |norm, _| exp(norm));
+                let norm = lanes::each(
+                    &deltas[i],
+                    &deltas[j],
+                    #[inline(always)]
+                    |a, b| (a * b - low) * scale,
+                );
+                pairs[pair(i, j)] = lanes::each(
+                    &norm,
+                    &norm,
+                    #[inline(always)]
+                    |norm, _| exp(norm),
+                );
                 if i == j {
-                    scores[i] = lanes::each(&norm, &norm, #[inline(always)] |norm, _| exp(n * norm));
+                    scores[i] = lanes::each(
+                        &norm,
+                        &norm,
+                        #[inline(always)]
+                        |norm, _| exp(n * norm),
+                    );
                 }
             }
         }
@@ -382,8 +392,12 @@ impl Score for Paper {
                 }
             }
             let scale = self.intra[i];
-            work.scores[i] =
-                lanes::each(&work.scores[i], &inter, #[inline(always)] |term, inter| f64::from(round(term * scale * inter)));
+            work.scores[i] = lanes::each(
+                &work.scores[i],
+                &inter,
+                #[inline(always)]
+                |term, inter| f64::from(round(term * scale * inter)),
+            );
         }
     }
 }
@@ -474,8 +488,8 @@ impl Script {
             Inter::Half => 1.0,
             Inter::Normalized => 2.0,
         };
-        let scores =
-            group.order_statistics("pcb scores", &[variant.winsor, inter], &[group.cut, last], |inputs, rows| this.rows(inputs, rows));
+        let scores = group
+            .order_statistics("pcb scores", &[variant.winsor, inter], &[group.cut, last], |inputs, rows| this.rows(inputs, rows));
         this.scores = Span::of(&scores);
         this
     }
@@ -494,15 +508,35 @@ impl Score for Script {
             let (Span { low, high }, scale) = (self.bounds[i], self.bounds[i].scale());
             let delta = &deltas[i];
             // The scores' place holds h_i until they are known.
-            norms[i] = lanes::each(delta, delta, #[inline(always)] |delta, _| (delta.abs().max(low).min(high) - low) * scale);
-            scores[i] = lanes::each(&norms[i], delta, #[inline(always)] |norm, delta| half(norm, delta));
+            norms[i] = lanes::each(
+                delta,
+                delta,
+                #[inline(always)]
+                |delta, _| (delta.abs().max(low).min(high) - low) * scale,
+            );
+            scores[i] = lanes::each(
+                &norms[i],
+                delta,
+                #[inline(always)]
+                |norm, delta| half(norm, delta),
+            );
             let terms = if self.inter == Inter::Raw { delta } else { &scores[i] };
-            total = lanes::each(&total, terms, #[inline(always)] |total, term| total + term);
+            total = lanes::each(
+                &total,
+                terms,
+                #[inline(always)]
+                |total, term| total + term,
+            );
         }
         if self.inter == Inter::Normalized {
             for j in 0..tasks {
                 for i in 0..=j {
-                    pairs[pair(i, j)] = lanes::each(&scores[i], &scores[j], #[inline(always)] |a, b| tanh(a * b));
+                    pairs[pair(i, j)] = lanes::each(
+                        &scores[i],
+                        &scores[j],
+                        #[inline(always)]
+                        |a, b| tanh(a * b),
+                    );
                 }
             }
         }
@@ -510,13 +544,27 @@ impl Score for Script {
             let mut inter = [0.0; LANES];
             if self.inter == Inter::Normalized {
                 for j in 0..tasks {
-                    inter = lanes::each(&inter, &pairs[pair(i, j)], #[inline(always)] |inter, term| inter + term);
+                    inter = lanes::each(
+                        &inter,
+                        &pairs[pair(i, j)],
+                        #[inline(always)]
+                        |inter, term| inter + term,
+                    );
                 }
             } else {
-                inter = lanes::each(&deltas[i], &total, #[inline(always)] |delta, total| tanh(delta * total));
+                inter = lanes::each(
+                    &deltas[i],
+                    &total,
+                    #[inline(always)]
+                    |delta, total| tanh(delta * total),
+                );
             }
-            scores[i] =
-                lanes::each(&norms[i], &inter, #[inline(always)] |norm, inter| f64::from(round(exp(n * norm * norm) * inter)));
+            scores[i] = lanes::each(
+                &norms[i],
+                &inter,
+                #[inline(always)]
+                |norm, inter| f64::from(round(exp(n * norm * norm) * inter)),
+            );
         }
     }
 }

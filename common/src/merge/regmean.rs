@@ -128,7 +128,8 @@ impl Regression {
 
 /// A model's weights as `inputs x outputs`.
 fn weights(values: &[f32], side: usize, transposed: bool) -> Matrix {
-    let wide = |rows: usize, columns: usize| Matrix { rows, columns, values: values.iter().map(|value| f64::from(*value)).collect() };
+    let wide =
+        |rows: usize, columns: usize| Matrix { rows, columns, values: values.iter().map(|value| f64::from(*value)).collect() };
     let outputs = values.len() / side.max(1);
     if transposed { wide(side, outputs) } else { wide(outputs, side).transposed() }
 }

@@ -310,7 +310,9 @@ fn bounds(selector: &Selector, pass: &Pass<'_>, tensor: usize, wanted: &[Option<
         let Some((low, high)) = wanted else {
             return [f64::INFINITY, f64::NEG_INFINITY];
         };
-        let of = |rank: &u64, bound: f64| searched.iter().position(|searched| searched == rank).map_or(bound, |at| f64::from(found[at]));
+        let of = |rank: &u64, bound: f64| {
+            searched.iter().position(|searched| searched == rank).map_or(bound, |at| f64::from(found[at]))
+        };
         [if *low == 0 { 0.0 } else { of(low, 0.0) }, if *high == last { f64::INFINITY } else { of(high, f64::INFINITY) }]
     };
     wanted.iter().zip(&searched).zip(&found).flat_map(bounds).collect()
