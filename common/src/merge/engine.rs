@@ -24,7 +24,7 @@ use super::{
     store::Store,
 };
 use crate::{
-    checkpoint::{Checkpoint, Space},
+    checkpoint::{Checkpoint, ReadError, Slot, Space, View},
     digest::Digest,
     recipe::{Granularity, Op, Recipe},
     rng::{self, LANES, Stream},
@@ -91,24 +91,33 @@ pub type InMemory = Vec<Vec<f32>>;
 pub struct CheckpointLeaf {
     checkpoint: Arc<Checkpoint>,
     space: Arc<Space>,
+    /// Of each tensor that is stored as it is.
+    slots: Vec<Option<Slot>>,
 }
 
 impl CheckpointLeaf {
     /// The evolving tensors of `checkpoint`.
     #[must_use]
     pub fn new(checkpoint: Arc<Checkpoint>, space: Arc<Space>) -> Self {
-        Self { checkpoint, space }
+        let slots = space.tensors.iter().map(|tensor| checkpoint.slot(&tensor.name)).collect();
+        Self { checkpoint, space, slots }
+    }
+
+    fn view(&self, tensor: usize) -> Result<View<'_>, ReadError> {
+        match self.slots[tensor] {
+            Some(slot) => Ok(self.checkpoint.at(slot)),
+            None => self.checkpoint.view(&self.space.tensors[tensor].name),
+        }
     }
 }
 
 impl Leaf for CheckpointLeaf {
     fn read(&self, tensor: usize, elements: Range<usize>, out: &mut [f32]) -> Result<(), String> {
-        let name = &self.space.tensors[tensor].name;
-        self.checkpoint.read(name, elements, out).map_err(|error| error.to_string())
+        self.view(tensor).and_then(|view| view.read(elements, out)).map_err(|error| error.to_string())
     }
 
     fn borrow(&self, tensor: usize) -> Option<&[f32]> {
-        self.checkpoint.view(&self.space.tensors[tensor].name).ok()?.as_f32()
+        self.view(tensor).ok()?.as_f32()
     }
 }
 
