@@ -121,10 +121,11 @@ struct Line {
     divide: bool,
 }
 
-/// Bins that a line's magnitudes are sorted into.
+/// Most bins that a line's magnitudes are sorted into, and the powers of two that they span.
 const BINS: usize = 1024;
-/// Bits of a magnitude below a bin's: 64 bins for each power of two.
-const SHIFT: u32 = 17;
+const OCTAVES: usize = 16;
+/// Bits of an F32's mantissa.
+const MANTISSA: u32 = 23;
 /// Elements from which on a line is sorted outright.
 const LONG: usize = 1 << 16;
 
@@ -162,28 +163,33 @@ impl Line {
     /// the few others the rank is counted.
     fn draw_by_bins(&self, magnitudes: &[u32], draws: &[u32], factors: &mut [f64]) {
         let length = magnitudes.len();
-        let lowest = (magnitudes.iter().fold(0, |top, magnitude| top.max(*magnitude)) >> SHIFT).saturating_sub(BINS as u32 - 1);
-        let bin = |magnitude: u32| (magnitude >> SHIFT).saturating_sub(lowest) as usize % BINS;
-        let mut counts = [0usize; BINS];
+        let bins = length.next_power_of_two().clamp(4 * OCTAVES, BINS);
+        let shift = MANTISSA - (bins / OCTAVES).ilog2();
+        let top = simd::dispatch(
+            #[inline(always)]
+            || magnitudes.iter().fold(0, |top, magnitude| top.max(*magnitude)),
+        );
+        #[expect(clippy::cast_possible_truncation, reason = "at most 1024 bins")]
+        let lowest = (top >> shift).saturating_sub(bins as u32 - 1);
+        let bin = |magnitude: u32| (magnitude >> shift).saturating_sub(lowest) as usize % BINS;
+        let mut counts = [0u32; BINS];
         magnitudes.iter().for_each(|magnitude| counts[bin(*magnitude)] += 1);
-        // Draws below the first number of a bin are kept, those from the second on are dropped.
+        // Draws below the first number of a bin are kept, those from the second on are dropped. No probability is 1, so they fit 32 bits.
         let mut bounds = [(0, 0); BINS];
         let mut before = 0;
-        for (bounds, count) in bounds.iter_mut().zip(counts).filter(|(_, count)| *count > 0) {
-            let threshold = |rank| rng::threshold(self.probability(rank, length));
+        for (bounds, count) in bounds.iter_mut().zip(&counts[..bins]).filter(|(_, count)| **count > 0) {
+            let threshold = |rank| u32::try_from(rng::threshold(self.probability(rank, length))).unwrap_or(u32::MAX);
+            let count = *count as usize;
             *bounds = (threshold(before), threshold(before + count - 1));
             before += count;
         }
         for (at, ((magnitude, draw), factor)) in magnitudes.iter().zip(draws).zip(factors).enumerate() {
             let (low, high) = bounds[bin(*magnitude)];
-            let kept = if rng::falls(*draw, low) {
-                true
-            } else if !rng::falls(*draw, high) {
-                false
-            } else {
-                rng::falls(*draw, rng::threshold(self.probability(rank(magnitudes, at), length)))
-            };
-            *factor = f64::from(u8::from(kept));
+            *factor = f64::from(u8::from(*draw < low));
+            if (*draw >= low) & (*draw < high) {
+                let probability = self.probability(rank(magnitudes, at), length);
+                *factor = f64::from(u8::from(rng::falls(*draw, rng::threshold(probability))));
+            }
         }
     }
 }

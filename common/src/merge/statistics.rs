@@ -165,6 +165,23 @@ impl Gram {
     }
 }
 
+/// The sum of some numbers.
+pub(super) fn total(values: &[f64]) -> f64 {
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            let (values, rest) = values.as_chunks::<LANES>();
+            let mut lanes = [0.0; LANES];
+            for values in values {
+                for (lane, value) in lanes.iter_mut().zip(values) {
+                    *lane += value;
+                }
+            }
+            rest.iter().fold(lanes.iter().sum(), |sum: f64, value| sum + value)
+        },
+    )
+}
+
 /// The inner product of two vectors of the same length.
 pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
     simd::dispatch(
