@@ -436,7 +436,7 @@ impl World {
                 return Err(format!("P1: the result of spec {number} by {worker} was acknowledged and is lost"));
             }
         }
-        let folded = replay(records, None).map_err(|error| format!("P3: {error}"))?;
+        let folded = replay(records, Some(&self.resolved)).map_err(|error| format!("P3: {error}"))?;
         if folded.search.state_hash() != core.replay().search.state_hash() {
             return Err("P3: the journal folds to another state".into());
         }
