@@ -13,10 +13,11 @@ use std::{
 use anyhow::Context as _;
 use evolver_common::{
     checkpoint::{
-        Checkpoint, Dtype, TensorInfo,
+        Checkpoint, DigestCache, Dtype, TensorInfo,
         write::{Announced, FolderWriter, WeightsWriter, WriteError},
     },
     definition::ResolvedTask,
+    digest::Digest,
     merge::{Engine, Sink},
     recipe::Recipe,
 };
@@ -92,6 +93,19 @@ pub(crate) fn export_individual(replay: &Replay, individual: &Individual, dir: &
     }
     folder.write("README.md", card.as_bytes())?;
     folder.finish().map_err(refuse)
+}
+
+/// The content digest of an export: its weights', or those of every task's folder in the order of their names.
+pub(crate) fn digest(out: &Path) -> anyhow::Result<Digest> {
+    let of = |folder: &Path| anyhow::Ok(Checkpoint::open(folder)?.digest(&DigestCache::in_memory())?);
+    if out.join("config.json").is_file() {
+        return of(out);
+    }
+    let entries = fs::read_dir(out)?.collect::<Result<Vec<_>, _>>()?;
+    let mut folders: Vec<_> = entries.iter().map(fs::DirEntry::path).filter(|path| path.is_dir()).collect();
+    folders.sort_unstable();
+    let digests = folders.iter().map(|folder| of(folder)).collect::<anyhow::Result<Vec<_>>>()?;
+    Ok(Digest::of_parts("evolver export", digests.iter().map(|digest| digest.as_bytes().as_slice())))
 }
 
 /// The base's config with the task's labels.

@@ -20,6 +20,7 @@ mod worker;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
+use evolver_common::checkpoint::write::WriteError;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -34,9 +35,9 @@ fn main() -> ExitCode {
     match dispatch(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
-            // 2: what the user gave is wrong; 1: anything else.
-            ExitCode::from(if error.is::<Refused>() { 2 } else { 1 })
+            eprintln!("error: {}", fail::sentence(&error));
+            // 2: what the user gave is wrong, a place that cannot be written to among it; 1: anything else.
+            ExitCode::from(if error.is::<Refused>() || error.is::<WriteError>() { 2 } else { 1 })
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `run` and `coordinator`: a search, on this machine or served to others.
 
 use std::{
+    fs,
     io::Write as _,
     path::Path,
     process::{Child, Command, Stdio},
@@ -85,15 +86,37 @@ pub(crate) fn search(resolved: &Resolved, dir: &Path, serving: &Serving, local: 
         return Ok(());
     }
     let replay = show::open(dir)?;
-    table::save(&replay, &dir.join("results.json"))?;
-    write!(std::io::stdout(), "{}", table::text(&replay))?;
-    if let Some(best) = replay.search.best() {
-        let out = dir.join("best");
-        if out.exists() {
-            std::fs::remove_dir_all(&out)?;
+    let out = dir.join("best");
+    let digest = match replay.search.best() {
+        Some(best) => {
+            replace(&out, |new| export::export_individual(&replay, best, dir, new))?;
+            Some(export::digest(&out)?)
         }
-        export::export_individual(&replay, best, dir, &out)?;
+        None => None,
+    };
+    table::save(&replay, digest, &dir.join(table::RESULTS))?;
+    write!(std::io::stdout(), "{}", table::text(&replay))?;
+    if digest.is_some() {
         writeln!(std::io::stdout(), "\nThe best model is in {}", out.display())?;
+    }
+    Ok(())
+}
+
+/// Makes a folder anew: the old one stays until the new one is whole.
+fn replace(folder: &Path, make: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let (new, old) = (folder.with_extension("new"), folder.with_extension("old"));
+    for left in [&new, &old] {
+        if left.exists() {
+            fs::remove_dir_all(left)?;
+        }
+    }
+    make(&new)?;
+    if folder.exists() {
+        fs::rename(folder, &old)?;
+    }
+    fs::rename(&new, folder)?;
+    if old.exists() {
+        fs::remove_dir_all(&old)?;
     }
     Ok(())
 }

@@ -72,6 +72,6 @@ pub fn split_from_wire(number: i32) -> Result<Split, WireError> {
 /// A worker that has this work done or under way, and whose token no longer holds, asks for it again by this digest.
 #[must_use]
 pub fn work_of(assignment: &v1::Assignment) -> Digest {
-    let work = v1::Assignment { token: None, keep: Vec::new(), ..assignment.clone() };
+    let work = v1::Assignment { token: None, keep: Vec::new(), waited: 0.0, ..assignment.clone() };
     Digest::of_parts("evolver work", [work.encode_to_vec().as_slice()])
 }

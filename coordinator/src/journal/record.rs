@@ -20,6 +20,24 @@ pub struct Timings {
     pub report: f64,
 }
 
+impl Timings {
+    /// Adds another attempt's time.
+    pub fn add(&mut self, other: &Self) {
+        self.lease += other.lease;
+        self.build += other.build;
+        self.score += other.score;
+        self.report += other.report;
+    }
+
+    /// The share that was not scoring, in [0, 1].
+    #[must_use]
+    pub fn overhead(&self) -> f64 {
+        let other = self.lease + self.build + self.report;
+        let all = other + self.score;
+        if all > 0.0 { other / all } else { 0.0 }
+    }
+}
+
 /// One record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, HashSet};
 
 use evolver_common::{definition::Resolved, digest::Digest, score::Scores};
+use serde::Serialize;
 use thiserror::Error;
 
 use crate::{
+    fleet::voice,
     journal::{Record, Timings},
     search::{Outcome, Search, SetupError, Spec, TEST_BASE, TellError},
     setup,
@@ -69,15 +71,27 @@ pub enum ReplayError {
     },
 }
 
-/// Time and attempts spent.
+/// Time spent.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Spent {
     /// Seconds of workers, by what they did.
     pub timings: Timings,
+    /// Of these, what offspring took: the search itself, without the start models and the sealed split.
+    pub offspring: Timings,
     /// Seconds of the coordinator's clock, over all its starts.
     pub seconds: f64,
-    /// Attempts that failed.
-    pub failed_attempts: u64,
+}
+
+/// An attempt that failed, or the end of a spec that was given up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Failed {
+    /// The spec.
+    pub number: u64,
+    /// Who tried; empty where the spec was given up.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub worker: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// A result that is there and belongs to no spec that has been drawn so far.
@@ -96,15 +110,19 @@ pub struct Replay {
     pub told: HashSet<u64>,
     /// The latest epoch.
     pub epoch: u64,
-    /// Time and attempts.
+    /// Time.
     pub spent: Spent,
+    /// Attempts that failed, in the order of their records.
+    pub failed_attempts: Vec<Failed>,
+    /// Specs that were given up.
+    pub given_up: Vec<Failed>,
     /// Seconds of the coordinator's clock when each spec's result was committed.
     pub committed_at: BTreeMap<u64, f64>,
     /// Who scored each spec.
     pub authors: BTreeMap<u64, String>,
     /// Specs whose scores more than one worker stands behind.
     pub confirmed: HashSet<u64>,
-    /// Workers that are not trusted, with the reason.
+    /// Voices that are not trusted, with the reason; see [`voice`].
     pub distrusted: BTreeMap<String, String>,
     /// Results that were taken back.
     pub retracted: u64,
@@ -161,22 +179,24 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
                 current = *elapsed;
                 this.committed_at.insert(*number, before + current);
                 this.authors.insert(*number, worker.clone());
-                let spent = &mut this.spent.timings;
-                spent.lease += timings.lease;
-                spent.build += timings.build;
-                spent.score += timings.score;
-                spent.report += timings.report;
+                this.spent.timings.add(timings);
+                if this.is_offspring(*number) {
+                    this.spent.offspring.add(timings);
+                }
                 standing.insert(*number, (record, Some(*recipe)));
                 if let Some(spec) = this.open.get(number).filter(|_| compare.take() == Some(*number)) {
                     this.compared.insert(*number, (spec.clone(), scores.clone()));
                 }
                 this.tell(*number, outcome(record)).map_err(|source| ReplayError::Tell { record: index, source })?;
             }
-            Record::Failure { number, .. } => {
+            Record::Failure { number, reason } => {
+                this.given_up.push(Failed { number: *number, worker: String::new(), reason: reason.clone() });
                 standing.insert(*number, (record, this.recipe(*number)));
                 this.tell(*number, outcome(record)).map_err(|source| ReplayError::Tell { record: index, source })?;
             }
-            Record::Attempt { .. } => this.spent.failed_attempts += 1,
+            Record::Attempt { number, worker, reason } => {
+                this.failed_attempts.push(Failed { number: *number, worker: worker.clone(), reason: reason.clone() });
+            }
             // A limit that has been raised since then ends nothing.
             Record::Stop { reason, .. } if reason == STOP_SECONDS && raised(limit, this.resolved.definition.stop.seconds) => {}
             Record::Stop { number, reason } => {
@@ -239,6 +259,8 @@ impl Replay {
             told: HashSet::new(),
             epoch: 0,
             spent: Spent::default(),
+            failed_attempts: Vec::new(),
+            given_up: Vec::new(),
             committed_at: BTreeMap::new(),
             authors: BTreeMap::new(),
             confirmed: HashSet::new(),
@@ -251,6 +273,12 @@ impl Replay {
         };
         this.draw();
         Ok(this)
+    }
+
+    fn is_offspring(&self, number: u64) -> bool {
+        let setup = self.search.setup();
+        let start = setup.individuals.len() + setup.references.len();
+        (start as u64..TEST_BASE).contains(&number)
     }
 
     /// Hands a result to the search. What that lets it draw is told at once where its result is there already.
@@ -332,9 +360,10 @@ impl Replay {
         Ok(())
     }
 
-    /// The specs that stand on this worker's word alone.
-    pub(super) fn unconfirmed(&self, worker: &str) -> Vec<u64> {
-        let alone = |(number, author): (&u64, &String)| (author == worker && !self.confirmed.contains(number)).then_some(*number);
+    /// The specs that stand on this voice's word alone.
+    pub(super) fn unconfirmed(&self, of: &str) -> Vec<u64> {
+        let alone =
+            |(number, author): (&u64, &String)| (voice(author) == of && !self.confirmed.contains(number)).then_some(*number);
         self.authors.iter().filter_map(alone).collect()
     }
 

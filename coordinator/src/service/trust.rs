@@ -12,7 +12,7 @@ use super::{
     replay::replay,
 };
 use crate::{
-    fleet::{Consequences, Opinion},
+    fleet::{Consequences, Opinion, voice},
     journal::{Log, Record},
     search::{Individual, Kind, Spec},
 };
@@ -27,7 +27,8 @@ impl<L: Log> Core<L> {
                 Opinion::Agreed(workers) => self.confirmed(number, workers),
                 Opinion::Lied { honest, liars } => {
                     // A result whose author lied is not confirmed by those who showed it.
-                    if self.replay.authors.get(&number).is_some_and(|author| honest.contains(author)) {
+                    let stands = |author: &String| honest.iter().any(|other| voice(other) == voice(author));
+                    if self.replay.authors.get(&number).is_some_and(stands) {
                         self.confirmed(number, honest.clone());
                     }
                     let by = if honest.is_empty() { "nobody else can score the model".into() } else { honest.join(", ") };
@@ -135,16 +136,16 @@ impl<L: Log> Core<L> {
                 if !self.fleet.readmit(&worker) {
                     return Err(unknown(&worker));
                 }
-                if self.replay.distrusted.remove(&worker).is_some() {
-                    self.later.push(Record::Readmit { worker: worker.clone() });
+                if self.replay.distrusted.remove(voice(&worker)).is_some() {
+                    self.later.push(Record::Readmit { worker: voice(&worker).to_owned() });
                 }
                 format!("{worker} is given work again")
             }
             Some(Action::Distrust(v1::Distrust { worker })) => {
-                if !self.fleet.knows(&worker) && !self.replay.authors.values().any(|author| *author == worker) {
+                if !self.fleet.knows(&worker) && !self.replay.authors.values().any(|author| voice(author) == voice(&worker)) {
                     return Err(unknown(&worker));
                 }
-                self.caught.push((worker.clone(), "an operator said so".into()));
+                self.caught.push((voice(&worker).to_owned(), "an operator said so".into()));
                 format!("{worker} is given no more work, and its unconfirmed results are scored again")
             }
         };

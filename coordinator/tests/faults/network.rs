@@ -106,7 +106,11 @@ impl World {
             Request::Report(message) => call!(Report, Box::new(message)),
             Request::Drain(message) => call!(Drain, message),
         };
-        self.step(vec![command])
+        // What comes at nearly the same time is handled at the same time.
+        self.inbox.push(command);
+        let wait = self.random.random_range(0..4);
+        self.after(wait, Event::Deliver);
+        Ok(())
     }
 
     /// Sends what the coordinator has answered by now.

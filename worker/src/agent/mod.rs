@@ -156,8 +156,8 @@ impl Agent {
             };
             match outcome {
                 Some(Outcome::Assignment(assignment)) => {
-                    // Waiting for work to exist is not the lease's cost; a lease that was there at once takes a round trip.
-                    let lease = asked.elapsed().min(Duration::from_millis(50));
+                    // Waiting for work to exist is not the lease's cost.
+                    let lease = (asked.elapsed().as_secs_f64() - assignment.waited).max(0.0);
                     next = self.serve(&assignment, lease, link).await?;
                 }
                 Some(Outcome::Leave(leave)) => return Ok(leave.reason),
@@ -167,12 +167,7 @@ impl Agent {
     }
 
     /// One assignment from lease to answer. What the coordinator said beyond it, if anything.
-    async fn serve(
-        &mut self,
-        assignment: &v1::Assignment,
-        lease: Duration,
-        link: &mut Link,
-    ) -> Result<Option<Outcome>, AgentError> {
+    async fn serve(&mut self, assignment: &v1::Assignment, lease: f64, link: &mut Link) -> Result<Option<Outcome>, AgentError> {
         let work = work_of(assignment);
         if let Some(done) = self.spool.find(work) {
             let mut stored = done.clone();
@@ -182,7 +177,7 @@ impl Agent {
         match self.attempt(assignment, work, link).await? {
             Ended::Unwanted(outcome) => Ok(outcome),
             Ended::Told(token, result, mut timings) => {
-                timings.lease = lease.as_secs_f64();
+                timings.lease = lease;
                 let report = v1::ReportRequest { worker: String::new(), token, result: Some(result), timings: Some(timings) };
                 self.deliver(Stored { work, report }, link).await
             }
