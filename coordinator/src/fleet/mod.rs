@@ -373,22 +373,21 @@ impl Fleet {
         standing.is_some_and(|standing| standing.check_due(self.settings.check_every, &mut self.random))
     }
 
-    /// A live token's result has been committed; `wanted` asks for a second opinion on it.
-    pub fn commit(&mut self, token: Token, scores: &Scores, wanted: bool, now: Duration) -> Consequences {
+    /// A token's result has been committed, which was live when it was reported; `wanted` asks for a second opinion on it.
+    pub fn commit(&mut self, token: Token, worker: &str, scores: &Scores, wanted: bool, now: Duration) -> Consequences {
         let Some(mut work) = self.work.remove(&token.spec) else {
             return Consequences::default();
         };
         let leases = work.take(|_| true);
         self.unhold(&leases, token.spec);
-        let Some(lease) = leases.into_iter().find(|lease| lease.attempt == token.attempt) else {
-            return Consequences::default();
-        };
-        self.pace.add(now.saturating_sub(lease.since));
-        if let Some(standing) = self.standings.get_mut(&lease.worker) {
+        if let Some(lease) = leases.iter().find(|lease| lease.attempt == token.attempt) {
+            self.pace.add(now.saturating_sub(lease.since));
+        }
+        if let Some(standing) = self.standings.get_mut(worker) {
             standing.results += 1;
         }
-        self.checks.remember(work.spec, work.attempts, &lease.worker, scores.clone(), wanted);
-        self.well(&lease.worker, now)
+        self.checks.remember(work.spec, work.attempts, worker, scores.clone(), wanted);
+        self.well(worker, now)
     }
 
     /// A live token's second opinion has arrived.

@@ -351,7 +351,7 @@ impl<L: Log> Core<L> {
         for report in reports {
             report.reply.send(Ok(report.verdict)).ok();
             if let Some(scores) = report.scores {
-                let consequences = self.fleet.commit(report.token, &scores, report.compared, now);
+                let consequences = self.fleet.commit(report.token, &report.worker, &scores, report.compared, now);
                 self.follow(consequences);
                 self.replay.authors.insert(report.token.spec, report.worker);
                 outcomes.push((report.token.spec, Outcome::Scored(scores)));

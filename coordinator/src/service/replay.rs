@@ -289,8 +289,9 @@ impl Replay {
         self.search.tell(number, outcome)?;
         self.told.insert(number);
         self.open.remove(&number);
-        // A result of the model that had this number before is of no use any more.
+        // What was known of the model that had this number before is of no use any more.
         self.bank.remove(&number);
+        self.confirmed.remove(&number);
         self.draw();
         Ok(())
     }

@@ -32,8 +32,8 @@ impl<L: Log> Core<L> {
                         self.confirmed(number, honest.clone());
                     }
                     let by = if honest.is_empty() { "nobody else can score the model".into() } else { honest.join(", ") };
-                    self.caught
-                        .extend(liars.into_iter().map(|liar| (liar, format!("false scores of spec {number}, shown by: {by}"))));
+                    let reason = format!("false scores of spec {number}, shown by: {by}");
+                    self.caught.extend(liars.iter().map(|liar| (voice(liar).to_owned(), reason.clone())));
                 }
             }
         }

@@ -601,6 +601,11 @@ impl World {
         let replay = core.replay();
         let search = &replay.search;
         if (search.state_hash(), search.best().map(|best| best.id), search.counters().committed) != (hash, best, committed) {
+            if std::env::var_os("EVOLVER_SEED").is_some() {
+                for record in records.iter().filter(|record| !matches!(record, Record::Definition { .. })) {
+                    println!("{}", format!("{record:?}").chars().take(260).collect::<String>());
+                }
+            }
             return Err(format!(
                 "P4: it ended in another state: best {:?} of {} offspring, not {best:?} of {committed}",
                 search.best().map(|best| best.id),

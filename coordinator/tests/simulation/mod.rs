@@ -374,7 +374,8 @@ impl World {
             }
             Outcome::Scored(scores) => {
                 // A slower attempt at the same spec is superseded by this one.
-                let after = self.fleet.commit(token, &scores, false, self.now);
+                let worker = self.fleet.holder(token).unwrap().to_owned();
+                let after = self.fleet.commit(token, &worker, &scores, false, self.now);
                 self.commit(spec.number, Outcome::Scored(scores));
                 assert_eq!(after.opinions, [], "nothing is compared but what a worker proves itself by");
                 self.give_up(after.given_up);

@@ -177,6 +177,23 @@ impl Worker {
         self.report(assignment.token, right(assignment)).await
     }
 
+    /// Registers with whatever epoch there is now.
+    pub async fn again(&mut self) {
+        self.epoch = self.register(PROTOCOL).await.unwrap().epoch;
+    }
+
+    /// Works until it is told to leave, through changes of the epoch.
+    pub async fn work_on(&mut self) {
+        loop {
+            match self.ask(Duration::from_secs(5)).await {
+                Ok(v1::lease_reply::Outcome::Assignment(assignment)) => drop(self.finish(&assignment).await),
+                Ok(v1::lease_reply::Outcome::Leave(_)) => return,
+                Ok(v1::lease_reply::Outcome::Idle(_)) => {}
+                Err(_) => self.again().await,
+            }
+        }
+    }
+
     /// Works until it is told to leave.
     pub async fn work(&mut self) {
         loop {
