@@ -113,7 +113,11 @@ fn an_assignment_is_read_or_refused_and_its_work_is_its_own() {
     bent("assignments", |bytes| {
         let Ok(assignment) = v1::Assignment::decode(bytes) else { return };
         read += 1;
-        let another = v1::Assignment { token: Some(v1::Token { epoch: 9, spec: 9, attempt: 9 }), keep: vec![vec![1]], ..assignment.clone() };
+        let another = v1::Assignment {
+            token: Some(v1::Token { epoch: 9, spec: 9, attempt: 9 }),
+            keep: vec![vec![1]],
+            ..assignment.clone()
+        };
         assert_eq!(work_of(&assignment), work_of(&another), "the same work under another token");
         let other = v1::Assignment { recipe: [assignment.recipe.as_slice(), b"x"].concat(), ..assignment.clone() };
         assert_ne!(work_of(&assignment), work_of(&other));
@@ -145,7 +149,8 @@ fn write_the_corpus() {
         let line = |seed: &Vec<u8>| seed.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + "\n";
         fs::write(folder.join(name), seeds.iter().map(line).collect::<String>()).unwrap();
     };
-    let records = evolver_coordinator::journal::read(&std::path::absolute(std::env::var("EVOLVER_SEARCH").unwrap()).unwrap()).unwrap();
+    let records =
+        evolver_coordinator::journal::read(&std::path::absolute(std::env::var("EVOLVER_SEARCH").unwrap()).unwrap()).unwrap();
     let replay = evolver_coordinator::service::replay(&records, None).unwrap();
     let mut recipes: Vec<Vec<u8>> = replay.search.population().iter().map(|member| encode(&member.recipe)).collect();
     recipes.extend(replay.search.table().iter().map(|row| encode(&row.recipe)));

@@ -364,8 +364,8 @@ async fn a_flood_is_asked_to_wait() {
     let mut refused = 0;
     for call in calls {
         // Who does not stop is cut off in the end, by a status of the transport's.
-        if let Some(status) = call.await.unwrap().filter(|status| status.code() == Code::ResourceExhausted) {
-            assert!(status.metadata().contains_key(evolver_proto::PUSHBACK));
+        if let Some(status) = call.await.unwrap().filter(|status| status.metadata().contains_key(evolver_proto::PUSHBACK)) {
+            assert_eq!(status.code(), Code::ResourceExhausted);
             refused += 1;
         }
     }

@@ -1,6 +1,6 @@
 //! From a journal's records to a search: the same fold for a coordinator that resumes and for a reader that shows.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use evolver_common::{definition::Resolved, digest::Digest, score::Scores};
 use serde::Serialize;
@@ -13,6 +13,8 @@ use crate::{
     setup,
 };
 
+/// Results that are remembered whole.
+const LATEST: usize = 4;
 /// Reason of a stop by the clock's limit, the one limit whose end is a record.
 pub(super) const STOP_SECONDS: &str = "stop.seconds";
 
@@ -128,6 +130,8 @@ pub struct Replay {
     pub retracted: u64,
     /// Results that are to be compared and have not been.
     pub(super) compared: BTreeMap<u64, (Spec, Scores)>,
+    /// The latest results, for workers to prove themselves by.
+    pub(super) latest: VecDeque<(Spec, Scores)>,
     /// Specs that were drawn and have no result.
     open: BTreeMap<u64, Spec>,
     /// Numbers of specs that were drawn since they were last asked for.
@@ -267,6 +271,7 @@ impl Replay {
             distrusted: BTreeMap::new(),
             retracted: 0,
             compared: BTreeMap::new(),
+            latest: VecDeque::new(),
             open: BTreeMap::new(),
             fresh: Vec::new(),
             bank: BTreeMap::new(),
@@ -286,9 +291,14 @@ impl Replay {
     /// # Errors
     /// If the spec was not drawn, or has a result.
     pub(super) fn tell(&mut self, number: u64, outcome: Outcome) -> Result<(), TellError> {
+        let scores = if let Outcome::Scored(scores) = &outcome { Some(scores.clone()) } else { None };
         self.search.tell(number, outcome)?;
         self.told.insert(number);
-        self.open.remove(&number);
+        let spec = self.open.remove(&number);
+        self.latest.extend(spec.zip(scores));
+        if self.latest.len() > LATEST {
+            self.latest.pop_front();
+        }
         // What was known of the model that had this number before is of no use any more.
         self.bank.remove(&number);
         self.confirmed.remove(&number);
@@ -352,6 +362,7 @@ impl Replay {
             self.search.stop(*number, reason);
         }
         self.told.clear();
+        self.latest.clear();
         self.open.clear();
         self.fresh.clear();
         let bank =

@@ -69,10 +69,11 @@ impl<L: Log> Core<L> {
         self.fleet.remember(spec, &author, individual.scores.clone(), wanted);
     }
 
-    /// What an earlier start knew: models of known score, a best that nobody has confirmed, workers that are not trusted.
+    /// What an earlier start knew: results to prove oneself by, those that are to be compared, a best that nobody has confirmed, workers that are not trusted.
     pub(super) fn recall(&mut self) {
-        for member in self.replay.search.population().to_vec() {
-            self.remember(&member, false);
+        for (spec, scores) in self.replay.latest.clone() {
+            let author = self.replay.authors.get(&spec.number).cloned().unwrap_or_default();
+            self.fleet.remember(spec, &author, scores, false);
         }
         self.compare_best();
         for (spec, scores) in self.replay.compared() {

@@ -83,10 +83,18 @@ pub struct Served {
 }
 
 impl Served {
-    /// Starts a coordinator on a free port.
+    /// Starts a coordinator on a free port that takes its workers at their word.
     pub async fn start(dir: &Path, resolved: &Resolved) -> Self {
-        let coordinator =
-            Coordinator::start(&Options { dir: dir.to_owned(), resolved: resolved.clone(), compare: false }).unwrap();
+        Self::serve(dir, resolved, false).await
+    }
+
+    /// Starts one that compares what its workers say.
+    pub async fn comparing(dir: &Path, resolved: &Resolved) -> Self {
+        Self::serve(dir, resolved, true).await
+    }
+
+    async fn serve(dir: &Path, resolved: &Resolved, compare: bool) -> Self {
+        let coordinator = Coordinator::start(&Options { dir: dir.to_owned(), resolved: resolved.clone(), compare }).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let status = coordinator.status();
