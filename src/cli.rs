@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use evolver_common::{checkpoint::Dtype, suggest};
 use evolver_coordinator::access::Role;
+use evolver_oneshot::output::{DEFAULT_SHARD_BYTES, parse_size};
 use evolver_worker::connect::Target;
 
 /// Evolutionary search over model weights: many fine-tuned checkpoints in, one model that does all their jobs out.
@@ -34,6 +36,10 @@ pub(crate) enum Command {
     WorkerChild,
     /// Merge checkpoints once, without a search.
     Merge(Merge),
+    /// Check a merge's or a search's definition by headers alone: all that would be refused, and what it would cost.
+    Check(Check),
+    /// Show how two models differ: norms, cosines, signs, types and shapes by layer and module.
+    Diff(Diff),
     /// List the merge methods with their parameters.
     Methods(Methods),
     /// Score a checkpoint on a search's tasks.
@@ -246,6 +252,58 @@ pub(crate) struct Merge {
     /// Folder to write; must not exist or be empty.
     #[arg(long)]
     pub(crate) out: PathBuf,
+    #[command(flatten)]
+    pub(crate) written: Written,
+    /// Copy NaN and infinity through instead of refusing models that hold them.
+    #[arg(long)]
+    pub(crate) allow_non_finite: bool,
+}
+
+/// How weights are written.
+#[derive(Debug, Args)]
+pub(crate) struct Written {
+    /// Type to save in: float32, float16, bfloat16 or float64; by default the definition's, else the base's.
+    #[arg(long, value_parser = dtype)]
+    pub(crate) dtype: Option<Dtype>,
+    /// Largest weight file, for instance 5GB or 500MB; larger models are cut into several.
+    #[arg(long, value_parser = parse_size, default_value_t = DEFAULT_SHARD_BYTES)]
+    pub(crate) max_shard_size: u64,
+}
+
+fn dtype(name: &str) -> Result<Dtype, String> {
+    Dtype::from_torch(name)
+        .ok_or_else(|| format!("unknown dtype {}", suggest::unknown(name, ["float32", "float16", "bfloat16", "float64"])))
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// mergekit's YAML, or a search's definition.
+    pub(crate) config: PathBuf,
+    /// Folder that a merge would be written to, for the space that is free there.
+    #[arg(long)]
+    pub(crate) out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) written: Written,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Diff {
+    /// A checkpoint, a LoRA adapter, or base+adapter.
+    pub(crate) a: String,
+    /// The other.
+    pub(crate) b: String,
+    /// Their base: what is compared are then the differences to it.
+    #[arg(long)]
+    pub(crate) base: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Write a heat map by layer and module to this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -292,6 +350,11 @@ pub(crate) struct Export {
     /// Name or beginning of the id of an individual; by default the best.
     pub(crate) individual: Option<String>,
     /// Folder to write; must not exist or be empty.
-    #[arg(long)]
-    pub(crate) out: PathBuf,
+    #[arg(long, required_unless_present = "mergekit")]
+    pub(crate) out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) written: Written,
+    /// Write the recipe as mergekit's YAML to this file, where mergekit can express it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) mergekit: Option<PathBuf>,
 }

@@ -3,7 +3,9 @@
 //! This page parses, dispatches, prints the error and returns the code; the work is in the crates.
 
 mod certs;
+mod check;
 mod cli;
+mod diff;
 mod evaluate;
 mod export;
 mod fail;
@@ -52,6 +54,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Certs(options) => certs::certs(&options),
         Command::WorkerChild => worker::child(),
         Command::Merge(options) => merge::merge(&options),
+        Command::Check(options) => check::check(&options),
+        Command::Diff(options) => diff::diff(&options),
         Command::Methods(options) => methods::methods(&options),
         Command::Evaluate(options) => evaluate::evaluate(&options),
         Command::Show(options) => show::show(&options),

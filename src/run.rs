@@ -89,7 +89,7 @@ pub(crate) fn search(resolved: &Resolved, dir: &Path, serving: &Serving, local: 
     let out = dir.join("best");
     let digest = match replay.search.best() {
         Some(best) => {
-            replace(&out, |new| export::export_individual(&replay, best, dir, new))?;
+            replace(&out, |new| export::export_individual(&replay, best, dir, new, &export::Options::default()))?;
             Some(export::digest(&out)?)
         }
         None => None,
