@@ -81,7 +81,8 @@ impl World {
         let delay = self.delay();
         if self.noise && self.random.random_range(0..4) == 0 {
             self.seen.add("requests doubled", 1);
-            let later = delay + self.random.random_range(0..20_000);
+            let range = if self.random.random_range(0..2) == 0 { 4 } else { 20_000 };
+            let later = delay + self.random.random_range(0..range);
             self.after(later, Event::Arrive { machine, serial, request: request.clone() });
         }
         self.after(delay, Event::Arrive { machine, serial, request });
