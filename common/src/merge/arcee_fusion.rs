@@ -76,7 +76,7 @@ impl Combine for Fusion {
         }
     }
 
-    fn whole_tensors(&self) -> bool {
-        true
+    fn unit(&self, _tensor: usize, shape: &[usize]) -> usize {
+        shape.iter().product()
     }
 }
