@@ -113,6 +113,8 @@ pub struct Fleet {
     random: ChaCha8Rng,
     workers: BTreeMap<String, Worker>,
     standings: BTreeMap<String, Standing>,
+    /// Voices that are not trusted, with the reason.
+    distrusted: BTreeMap<String, String>,
     work: BTreeMap<u64, Work>,
     checks: Checks,
     pace: Pace,
@@ -132,6 +134,7 @@ impl Fleet {
             random: ChaCha8Rng::seed_from_u64(settings.seed),
             workers: BTreeMap::new(),
             standings: BTreeMap::new(),
+            distrusted: BTreeMap::new(),
             work: BTreeMap::new(),
             checks: Checks::new(settings.tolerance),
             pace: Pace::default(),
@@ -187,12 +190,18 @@ impl Fleet {
             failures: standing.failures,
             checked: standing.checked,
             agreed: standing.agreed,
-            withheld: standing.withheld(now).unwrap_or_default(),
+            withheld: self.withheld(name, now).unwrap_or_default(),
         })
     }
 
+    /// Why a worker gets no work now.
+    fn withheld(&self, name: &str, now: Duration) -> Option<String> {
+        let distrusted = self.distrusted.get(voice(name)).cloned();
+        distrusted.or_else(|| self.standings.get(name)?.withheld(now))
+    }
+
     fn is_available(&self, name: &str, worker: &Worker, now: Duration) -> bool {
-        !worker.leaving && self.standings.get(name).is_none_or(|standing| standing.withheld(now).is_none())
+        !worker.leaving && self.withheld(name, now).is_none()
     }
 
     /// The workers that could be given work.
@@ -364,22 +373,21 @@ impl Fleet {
         standing.is_some_and(|standing| standing.check_due(self.settings.check_every, &mut self.random))
     }
 
-    /// A live token's result has been committed; `wanted` asks for a second opinion on it.
-    pub fn commit(&mut self, token: Token, scores: &Scores, wanted: bool, now: Duration) -> Consequences {
+    /// A token's result has been committed, which was live when it was reported; `wanted` asks for a second opinion on it.
+    pub fn commit(&mut self, token: Token, worker: &str, scores: &Scores, wanted: bool, now: Duration) -> Consequences {
         let Some(mut work) = self.work.remove(&token.spec) else {
             return Consequences::default();
         };
         let leases = work.take(|_| true);
         self.unhold(&leases, token.spec);
-        let Some(lease) = leases.into_iter().find(|lease| lease.attempt == token.attempt) else {
-            return Consequences::default();
-        };
-        self.pace.add(now.saturating_sub(lease.since));
-        if let Some(standing) = self.standings.get_mut(&lease.worker) {
+        if let Some(lease) = leases.iter().find(|lease| lease.attempt == token.attempt) {
+            self.pace.add(now.saturating_sub(lease.since));
+        }
+        if let Some(standing) = self.standings.get_mut(worker) {
             standing.results += 1;
         }
-        self.checks.remember(work.spec, work.attempts, &lease.worker, scores.clone(), wanted);
-        self.well(&lease.worker, now)
+        self.checks.remember(work.spec, work.attempts, worker, scores.clone(), wanted);
+        self.well(worker, now)
     }
 
     /// A live token's second opinion has arrived.
@@ -464,6 +472,11 @@ impl Fleet {
     /// The process that worked on a live token was killed from outside: less is to be read from it.
     pub fn lose(&mut self, token: Token, reason: &str, now: Duration) {
         self.end_badly(token, reason, Kind::Lost, now);
+    }
+
+    /// A live attempt ended because a file of its worker was not what it must be: that is never the spec's fault.
+    pub fn spoil(&mut self, token: Token, reason: &str, now: Duration) {
+        self.end_badly(token, reason, Kind::Spoiled, now);
     }
 
     fn end_badly(&mut self, token: Token, reason: &str, kind: Kind, now: Duration) {
@@ -562,7 +575,7 @@ impl Fleet {
         self.workers.retain(|_, worker| worker.holds.is_some() || worker.seen + silent > now);
         if self.standings.len() > STANDINGS_MAX {
             let workers = &self.workers;
-            self.standings.retain(|name, standing| workers.contains_key(name) || standing.distrusted.is_some());
+            self.standings.retain(|name, _| workers.contains_key(name));
         }
         let (attempts, here) = (self.settings.attempts as usize, self.available(now));
         let hopeless = |(number, work): (&u64, &Work)| Some((*number, work.hopeless(attempts, here.iter().cloned())?));
@@ -578,23 +591,19 @@ impl Fleet {
         self.workers.values_mut().for_each(|worker| worker.seen = now);
     }
 
-    /// The worker is not trusted: it gets no more, and its word in open comparisons counts for nothing.
-    pub fn distrust(&mut self, name: &str, reason: &str) {
-        self.free(name);
-        self.checks.drop_word(name);
-        let standing = self.standings.entry(name.to_owned());
-        let standing = standing.or_insert_with(|| Standing::new(self.settings.check_every, &mut self.random));
-        standing.distrusted = Some(reason.to_owned());
+    /// A voice is not trusted: its workers get no more, and its word in open comparisons counts for nothing.
+    pub fn distrust(&mut self, of: &str, reason: &str) {
+        let workers: Vec<_> = self.workers.keys().filter(|name| voice(name) == of).cloned().collect();
+        workers.iter().for_each(|name| self.free(name));
+        self.checks.drop_word(of);
+        self.distrusted.insert(of.to_owned(), reason.to_owned());
     }
 
-    /// A worker is given work again, whatever was held against it. Whether it was known.
+    /// A worker, and its voice, is given work again, whatever was held against it. Whether it was known.
     pub fn readmit(&mut self, name: &str) -> bool {
-        let Some(standing) = self.standings.get_mut(name) else {
-            return false;
-        };
-        standing.distrusted = None;
-        standing.well();
-        true
+        let distrusted = self.distrusted.remove(voice(name)).is_some();
+        let standing = self.standings.get_mut(name).map(Standing::well);
+        distrusted || standing.is_some()
     }
 
     /// A new epoch, because some specs may be others now: every token is void, and every worker must register again.
@@ -630,7 +639,7 @@ impl Fleet {
         }
         let here = self.available(now);
         if here.is_empty() {
-            let reason = |(name, _): (&String, &Worker)| Some(format!("{name}: {}", self.standings.get(name)?.withheld(now)?));
+            let reason = |(name, _): (&String, &Worker)| Some(format!("{name}: {}", self.withheld(name, now)?));
             return self
                 .workers
                 .iter()
@@ -645,6 +654,14 @@ impl Fleet {
         let (number, _) = disputed.filter(|_| self.work.is_empty())?;
         Some(format!("workers disagree about the scores of spec {number}, and no other one is here to decide"))
     }
+}
+
+/// Whose word a worker's is: the certificate that it has shown, which stands before the slash of its name, or itself.
+///
+/// Comparisons count voices and not workers, so that nobody confirms what it said itself under another name.
+#[must_use]
+pub fn voice(worker: &str) -> &str {
+    worker.split('/').next().unwrap_or(worker)
 }
 
 fn number(work: &Work) -> u64 {

@@ -283,6 +283,7 @@ enum Event {
     Fault(usize),
     Start,
     Step,
+    Deliver,
     Calm(Kind, usize),
 }
 
@@ -301,6 +302,8 @@ pub(crate) struct World {
     machines: Vec<Machine>,
     /// Requests that the coordinator has not answered.
     open: Vec<network::Open>,
+    /// What has reached the coordinator and waits for its next step.
+    inbox: Vec<Command>,
     noise: bool,
     /// Passing failures so far, by work.
     failed_once: BTreeMap<Digest, u32>,
@@ -326,6 +329,7 @@ impl World {
             serial: 0,
             machines: Vec::new(),
             open: Vec::new(),
+            inbox: Vec::new(),
             noise: false,
             failed_once: BTreeMap::new(),
             acknowledged: Vec::new(),
@@ -380,7 +384,7 @@ impl World {
 
     fn join(&mut self) -> usize {
         let machine = self.machines.len();
-        self.machines.push(Machine::new(format!("w{machine}")));
+        self.machines.push(Machine::new(format!("w{machine}/1")));
         self.after(1, Event::Wake { machine });
         machine
     }
@@ -395,6 +399,10 @@ impl World {
             Event::Wake { machine } => {
                 self.wake(machine);
                 Ok(())
+            }
+            Event::Deliver => {
+                let commands = std::mem::take(&mut self.inbox);
+                self.step(commands)
             }
             Event::Fault(index) => self.fault(index),
             Event::Start => self.start(),
@@ -436,7 +444,7 @@ impl World {
                 return Err(format!("P1: the result of spec {number} by {worker} was acknowledged and is lost"));
             }
         }
-        let folded = replay(records, None).map_err(|error| format!("P3: {error}"))?;
+        let folded = replay(records, Some(&self.resolved)).map_err(|error| format!("P3: {error}"))?;
         if folded.search.state_hash() != core.replay().search.state_hash() {
             return Err("P3: the journal folds to another state".into());
         }
@@ -459,6 +467,7 @@ impl World {
         self.collect();
         self.core = None;
         self.open.clear();
+        self.inbox.clear();
         let pause = self.random.random_range(100..20_000);
         self.after(pause, Event::Start);
     }
@@ -535,14 +544,13 @@ impl World {
             Kind::DiskFull => self.disk.0.borrow_mut().full = false,
             Kind::Vanish => {
                 let other = self.join();
-                self.machines[other].liar = self.machines[machine].liar;
+                self.inherit(other, machine);
             }
             Kind::Agent => {
                 let spool = self.machines[machine].spool.take();
-                let liar = self.machines[machine].liar;
                 let other = self.join();
                 self.machines[other].spool = spool;
-                self.machines[other].liar = liar;
+                self.inherit(other, machine);
             }
             Kind::Mute => self.machines[machine].mute = false,
             Kind::Deaf => self.machines[machine].deaf = false,
@@ -551,6 +559,15 @@ impl World {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Whoever lies lies again, under another name and with the same certificate.
+    fn inherit(&mut self, other: usize, from: usize) {
+        if self.machines[from].liar {
+            self.machines[other].liar = true;
+            let voice = self.machines[from].name.split('/').next().unwrap().to_owned();
+            self.machines[other].name = format!("{voice}/{}", other + 2);
+        }
     }
 
     /// From here on nothing goes wrong any more, and three healthy workers are there.
@@ -584,6 +601,11 @@ impl World {
         let replay = core.replay();
         let search = &replay.search;
         if (search.state_hash(), search.best().map(|best| best.id), search.counters().committed) != (hash, best, committed) {
+            if std::env::var_os("EVOLVER_SEED").is_some() {
+                for record in records.iter().filter(|record| !matches!(record, Record::Definition { .. })) {
+                    println!("{}", format!("{record:?}").chars().take(260).collect::<String>());
+                }
+            }
             return Err(format!(
                 "P4: it ended in another state: best {:?} of {} offspring, not {best:?} of {committed}",
                 search.best().map(|best| best.id),
