@@ -16,7 +16,7 @@ use std::sync::{
 use self::faults::{Plan, Seen, World};
 
 /// Worlds of an ordinary test run.
-const SEEDS: u64 = 3000;
+const SEEDS: u64 = 1000;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()

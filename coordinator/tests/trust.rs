@@ -94,7 +94,11 @@ async fn a_liar_is_caught_within_thirty_reports_and_what_it_said_is_taken_back()
 #[tokio::test]
 async fn what_a_distrusted_worker_reported_stays_away_after_a_restart_until_it_is_readmitted() {
     let folder = tempfile::tempdir().unwrap();
-    let served = Served::comparing(folder.path(), &resolved(|_| ())).await;
+    let alone = |definition: &mut serde_json::Value| {
+        definition["fleet"]["check_every"] = 0.into();
+        definition["fleet"]["check_best"] = false.into();
+    };
+    let served = Served::comparing(folder.path(), &resolved(alone)).await;
     let (mut bad, mut good) = (Worker::join(&served.address, "bad").await, Worker::join(&served.address, "good").await);
     for _ in 0..2 {
         let assignment = bad.lease().await;
@@ -111,7 +115,7 @@ async fn what_a_distrusted_worker_reported_stays_away_after_a_restart_until_it_i
     let replay = folded(folder.path());
     assert_eq!((replay.told.len(), replay.retracted, replay.epoch), (1, 2, 2));
 
-    let served = Served::comparing(folder.path(), &resolved(|_| ())).await;
+    let served = Served::comparing(folder.path(), &resolved(alone)).await;
     let mut bad = Worker::join(&served.address, "bad").await;
     assert!(matches!(bad.ask(Duration::from_millis(300)).await.unwrap(), Outcome::Idle(_)), "it gets no work");
     let mut good = Worker::join(&served.address, "good").await;

@@ -9,6 +9,8 @@
 mod checks;
 mod pace;
 mod standing;
+#[cfg(test)]
+mod tests;
 mod work;
 
 use std::{collections::BTreeMap, time::Duration};
