@@ -127,3 +127,20 @@ async fn what_a_distrusted_worker_reported_stays_away_after_a_restart_until_it_i
     served.end().await.unwrap();
     assert!(folded(folder.path()).distrusted.is_empty());
 }
+
+#[tokio::test]
+async fn an_operators_pause_lets_workers_wait_and_a_resume_lets_them_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let served = Served::start(folder.path(), &resolved(|_| ())).await;
+    let mut worker = Worker::join(&served.address, "w").await;
+    let mut operator = worker.client.clone();
+    let mut operate =
+        async |action| operator.operate(v1::OperateRequest { action: Some(action) }).await.unwrap().into_inner().done;
+    assert!(operate(v1::operate_request::Action::Pause(v1::Pause {})).await.contains("no more work"));
+    assert!(matches!(worker.ask(Duration::from_millis(500)).await.unwrap(), Outcome::Idle(_)), "it is not sent away");
+    assert_eq!(served.status().stuck, "an operator has paused it");
+    operate(v1::operate_request::Action::Resume(v1::Resume {})).await;
+    worker.work().await;
+    assert!(served.status().finished);
+    served.end().await.unwrap();
+}
