@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use evolver_common::{checkpoint::Dtype, suggest};
+use evolver_coordinator::access::Role;
 use evolver_oneshot::output::{DEFAULT_SHARD_BYTES, parse_size};
+use evolver_worker::connect::Target;
 
 /// Evolutionary search over model weights: many fine-tuned checkpoints in, one model that does all their jobs out.
 #[derive(Debug, Parser)]
@@ -25,6 +27,10 @@ pub(crate) enum Command {
     Coordinator(Coordinator),
     /// Work for a coordinator.
     Worker(Worker),
+    /// Steer a running search: pause, resume, readmit or distrust a worker.
+    Operate(Operate),
+    /// Make, renew and revoke certificates and tokens for a fleet.
+    Certs(Certs),
     /// The process that builds and scores, started by a worker.
     #[command(hide = true)]
     WorkerChild,
@@ -101,16 +107,127 @@ pub(crate) struct Coordinator {
     /// Folder that holds the search; the same command again continues it.
     #[arg(long)]
     pub(crate) dir: PathBuf,
-    /// Address to listen on.
+    /// Address to listen on. One that other machines reach needs --tls.
     #[arg(long, env = "EVOLVER_LISTEN", default_value = "127.0.0.1:7711")]
     pub(crate) listen: String,
+    /// Folder with cert.pem, key.pem and ca.pem, as `evolver certs coordinator` makes it; changes of its files are heeded at once.
+    #[arg(long, env = "EVOLVER_TLS")]
+    pub(crate) tls: Option<PathBuf>,
+    /// Serve in plain text, to everyone who reaches the address, with every right.
+    #[arg(long, conflicts_with = "tls")]
+    pub(crate) insecure: bool,
+    /// Wait until no other coordinator holds the folder, then take over.
+    #[arg(long)]
+    pub(crate) standby: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Operate {
+    /// The coordinator's address, or several of one search, with a comma between them.
+    #[arg(long, env = "EVOLVER_CONNECT")]
+    pub(crate) connect: String,
+    #[command(flatten)]
+    pub(crate) access: Access,
+    #[command(subcommand)]
+    pub(crate) action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Action {
+    /// Hand out no more work.
+    Pause,
+    /// Hand out work again.
+    Resume,
+    /// Give a worker work again that is withheld from it.
+    Readmit {
+        /// Its name, as `status` shows it.
+        worker: String,
+    },
+    /// Give a worker no more work, and score again what it alone reported.
+    Distrust {
+        /// Its name, as `status` shows it.
+        worker: String,
+    },
+    /// Print the search's status as JSON.
+    Status,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Certs {
+    /// Folder of the certificate authority; made if it is not there.
+    #[arg(long, default_value = "evolver-certs")]
+    pub(crate) dir: PathBuf,
+    #[command(subcommand)]
+    pub(crate) what: Issue,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Issue {
+    /// The coordinator's certificate.
+    Coordinator {
+        /// Names and addresses that workers connect to.
+        #[arg(required = true)]
+        hosts: Vec<String>,
+        /// Days that it holds.
+        #[arg(long, default_value_t = 365)]
+        days: i64,
+    },
+    /// A certificate for someone who connects: one for each machine or person.
+    Member {
+        /// Unique name.
+        name: String,
+        /// worker, operator or viewer.
+        #[arg(long, default_value = "worker")]
+        role: Role,
+        /// Days that it holds.
+        #[arg(long, default_value_t = 365)]
+        days: i64,
+    },
+    /// A bearer token, printed once, for someone who cannot have a certificate.
+    Token {
+        /// Unique name.
+        name: String,
+        /// worker, operator or viewer.
+        #[arg(long, default_value = "worker")]
+        role: Role,
+    },
+    /// Revoke every certificate and token of a name; the coordinator heeds it within seconds.
+    Revoke {
+        /// The name.
+        name: String,
+    },
+}
+
+/// What this side shows to a coordinator.
+#[derive(Debug, Args)]
+pub(crate) struct Access {
+    /// Folder with ca.pem, and with cert.pem and key.pem of this side, as `evolver certs` makes it.
+    #[arg(long, env = "EVOLVER_TLS")]
+    pub(crate) tls: Option<PathBuf>,
+    /// File with a bearer token, where this side has no certificate.
+    #[arg(long, env = "EVOLVER_TOKEN_FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+}
+
+impl Access {
+    pub(crate) fn target(&self, connect: &str) -> Target {
+        Target { addresses: Target::split(connect), tls: self.tls.clone(), token: self.token_file.clone() }
+    }
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Worker {
-    /// The coordinator's address.
+    /// The coordinator's address, or several of one search, with a comma between them: the one in service and those that stand by.
     #[arg(long, env = "EVOLVER_CONNECT")]
     pub(crate) connect: String,
+    #[command(flatten)]
+    pub(crate) access: Access,
+    /// Heed a cloud's notice that this machine will be taken away: aws, gcp, azure, or auto.
+    #[arg(long, env = "EVOLVER_SPOT", value_parser = clap::builder::PossibleValuesParser::new(evolver_worker::notice::names().chain(["auto"])))]
+    pub(crate) spot: Option<String>,
+    /// Address of the cloud's metadata service, instead of its own.
+    #[arg(long, hide = true)]
+    pub(crate) metadata_address: Option<String>,
     /// Unique name; by default host, process and time.
     #[arg(long)]
     pub(crate) name: Option<String>,

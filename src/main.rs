@@ -2,6 +2,7 @@
 //!
 //! This page parses, dispatches, prints the error and returns the code; the work is in the crates.
 
+mod certs;
 mod check;
 mod cli;
 mod diff;
@@ -10,6 +11,7 @@ mod export;
 mod fail;
 mod merge;
 mod methods;
+mod operate;
 mod progress;
 mod quickstart;
 mod run;
@@ -48,6 +50,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Run(options) => run::run(&options),
         Command::Coordinator(options) => run::coordinator(&options),
         Command::Worker(options) => worker::worker(&options),
+        Command::Operate(options) => operate::operate(&options),
+        Command::Certs(options) => certs::certs(&options),
         Command::WorkerChild => worker::child(),
         Command::Merge(options) => merge::merge(&options),
         Command::Check(options) => check::check(&options),

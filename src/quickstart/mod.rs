@@ -27,7 +27,7 @@ pub(crate) fn quickstart(options: &cli::Quickstart) -> anyhow::Result<()> {
     let definition = definition::load(&path, &options.overrides).map_err(refuse)?;
     let dir = options.dir.join("search");
     let resolved = run::resolve(definition, &dir)?;
-    run::search(&resolved, &dir, "127.0.0.1:0", Some(options.workers))?;
+    run::search(&resolved, &dir, &run::Serving::local(), Some(options.workers))?;
     let results = dir.join(table::RESULTS);
     if results.is_file() {
         write::file(&options.dir.join(table::RESULTS), &fs::read(results)?)?;
