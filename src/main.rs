@@ -9,6 +9,7 @@ mod diff;
 mod evaluate;
 mod export;
 mod fail;
+mod interrupt;
 mod merge;
 mod methods;
 mod operate;

@@ -197,7 +197,9 @@ impl<'a> Fleet<'a> {
                 "preemption announced"
             }
             6 => {
-                children_of(&[worker]).into_iter().for_each(|child| drop(signal(child, "-KILL")));
+                for child in children_of(&[worker]) {
+                    signal(child, "-KILL");
+                }
                 "child killed"
             }
             7 => {

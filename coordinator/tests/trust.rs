@@ -94,7 +94,11 @@ async fn a_liar_is_caught_within_thirty_reports_and_what_it_said_is_taken_back()
 #[tokio::test]
 async fn what_a_distrusted_worker_reported_stays_away_after_a_restart_until_it_is_readmitted() {
     let folder = tempfile::tempdir().unwrap();
-    let served = Served::comparing(folder.path(), &resolved(|_| ())).await;
+    let alone = |definition: &mut serde_json::Value| {
+        definition["fleet"]["check_every"] = 0.into();
+        definition["fleet"]["check_best"] = false.into();
+    };
+    let served = Served::comparing(folder.path(), &resolved(alone)).await;
     let (mut bad, mut good) = (Worker::join(&served.address, "bad").await, Worker::join(&served.address, "good").await);
     for _ in 0..2 {
         let assignment = bad.lease().await;
@@ -111,7 +115,7 @@ async fn what_a_distrusted_worker_reported_stays_away_after_a_restart_until_it_i
     let replay = folded(folder.path());
     assert_eq!((replay.told.len(), replay.retracted, replay.epoch), (1, 2, 2));
 
-    let served = Served::comparing(folder.path(), &resolved(|_| ())).await;
+    let served = Served::comparing(folder.path(), &resolved(alone)).await;
     let mut bad = Worker::join(&served.address, "bad").await;
     assert!(matches!(bad.ask(Duration::from_millis(300)).await.unwrap(), Outcome::Idle(_)), "it gets no work");
     let mut good = Worker::join(&served.address, "good").await;
@@ -122,4 +126,21 @@ async fn what_a_distrusted_worker_reported_stays_away_after_a_restart_until_it_i
     assert_eq!(good.client.operate(nobody).await.unwrap_err().code(), tonic::Code::NotFound);
     served.end().await.unwrap();
     assert!(folded(folder.path()).distrusted.is_empty());
+}
+
+#[tokio::test]
+async fn an_operators_pause_lets_workers_wait_and_a_resume_lets_them_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let served = Served::start(folder.path(), &resolved(|_| ())).await;
+    let mut worker = Worker::join(&served.address, "w").await;
+    let mut operator = worker.client.clone();
+    let mut operate =
+        async |action| operator.operate(v1::OperateRequest { action: Some(action) }).await.unwrap().into_inner().done;
+    assert!(operate(v1::operate_request::Action::Pause(v1::Pause {})).await.contains("no more work"));
+    assert!(matches!(worker.ask(Duration::from_millis(500)).await.unwrap(), Outcome::Idle(_)), "it is not sent away");
+    assert_eq!(served.status().stuck, "an operator has paused it");
+    operate(v1::operate_request::Action::Resume(v1::Resume {})).await;
+    worker.work().await;
+    assert!(served.status().finished);
+    served.end().await.unwrap();
 }

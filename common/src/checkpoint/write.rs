@@ -8,7 +8,10 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use serde_json::{Map, Value, json};
@@ -84,6 +87,21 @@ fn sync_folder(folder: Option<&Path>) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
+/// Folders under construction, for [`abandon`].
+static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Removes every folder under construction; for a process that is about to end before its writers do.
+pub fn abandon() {
+    for folder in UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        // A thread may still begin a file in it while the others are removed.
+        for _ in 0..3 {
+            if fs::remove_dir_all(&folder).is_ok() {
+                break;
+            }
+        }
+    }
+}
+
 /// A folder that appears whole or not at all.
 #[derive(Debug)]
 pub struct FolderWriter {
@@ -102,8 +120,10 @@ impl FolderWriter {
         }
         let target = std::path::absolute(target).unwrap_or_else(|_| target.to_owned());
         let temporary = temporary_beside(&target);
-        fs::create_dir_all(&temporary).map_err(at(&temporary))?;
-        Ok(Self { target, temporary })
+        UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).push(temporary.clone());
+        let writer = Self { target, temporary };
+        fs::create_dir_all(&writer.temporary).map_err(at(&writer.temporary))?;
+        Ok(writer)
     }
 
     /// Where the folder's files are written until it is complete.
@@ -173,6 +193,7 @@ impl Drop for FolderWriter {
     fn drop(&mut self) {
         // After a rename there is nothing left under this name.
         fs::remove_dir_all(&self.temporary).ok();
+        UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).retain(|folder| *folder != self.temporary);
     }
 }
 

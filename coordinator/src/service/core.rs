@@ -124,6 +124,8 @@ pub struct Core<L> {
     ticked: Duration,
     pub(super) published: Duration,
     pub(super) paused: bool,
+    /// An operator lets everyone wait.
+    pub(super) held: bool,
     /// The disk has no room: nothing is handed out.
     pub(super) full: bool,
     pub(super) publish: watch::Sender<v1::Status>,
@@ -183,6 +185,7 @@ impl<L: Log> Core<L> {
             ticked: Duration::ZERO,
             published: Duration::ZERO,
             paused: false,
+            held: false,
             full: false,
             publish: watch::Sender::new(v1::Status::default()),
             audit: None,
@@ -499,7 +502,7 @@ impl<L: Log> Core<L> {
                 waiting.reply.send(Ok(lease_reply(v1::lease_reply::Outcome::Leave(leave)))).ok();
                 continue;
             }
-            let granted = if self.full || (free == 0 && !tick) { None } else { self.grant(&waiting) };
+            let granted = if self.full || self.held || (free == 0 && !tick) { None } else { self.grant(&waiting) };
             if let Some((token, spec)) = granted {
                 free = free.saturating_sub(1);
                 let reply = lease_reply(v1::lease_reply::Outcome::Assignment(self.assignment(token, &spec, waiting.since)));

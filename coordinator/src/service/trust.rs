@@ -126,11 +126,11 @@ impl<L: Log> Core<L> {
         let done = match request.action {
             None => return Err(Status::invalid_argument("the request names no action")),
             Some(Action::Pause(_)) => {
-                self.paused = true;
-                "no more work is handed out".to_owned()
+                self.held = true;
+                "no more work is handed out, and workers wait".to_owned()
             }
             Some(Action::Resume(_)) => {
-                self.paused = false;
+                self.held = false;
                 "work is handed out".to_owned()
             }
             Some(Action::Readmit(v1::Readmit { worker })) => {
