@@ -4,6 +4,7 @@
 //! temporary is removed.
 
 use std::{
+    cell::RefCell,
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
@@ -32,6 +33,9 @@ pub const TOKENIZER_FILES: [&str; 11] = [
     "chat_template.jinja",
     "chat_template.json",
 ];
+
+/// Elements that are rounded and written at a time: what a thread's buffer holds.
+const WRITE_ELEMENTS: usize = 1 << 16;
 
 /// A folder that cannot be written.
 #[derive(Debug, Error)]
@@ -270,9 +274,15 @@ impl WeightsWriter {
         if let (Dtype::F32, Some(bytes)) = (dtype, map::as_bytes(values)) {
             return write_at(&self.file, bytes, start).map_err(at(&self.path));
         }
-        let mut buffer = Vec::with_capacity(values.len() * dtype.size());
-        dtype.extend_from_f32(values, &mut buffer);
-        write_at(&self.file, &buffer, start).map_err(at(&self.path))
+        thread_local! {
+            static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        BUFFER.with_borrow_mut(|buffer| {
+            values.chunks(WRITE_ELEMENTS).zip((start..).step_by(WRITE_ELEMENTS * dtype.size())).try_for_each(|(values, start)| {
+                dtype.fill_from_f32(values, buffer);
+                write_at(&self.file, buffer, start).map_err(at(&self.path))
+            })
+        })
     }
 
     /// Writes a tensor as it stands in `checkpoint`; it was announced with the type that it has there.
