@@ -59,13 +59,13 @@ fn struck(name: &str, set: &[&str]) -> Value {
 #[test]
 fn a_crash_is_an_attempt_that_failed() {
     let shown = struck("-ABRT", &[]);
-    assert!(reasons(&shown, "last_failed_attempts").contains("crash: the child was ended by signal 6"), "{shown}");
+    assert!(reasons(&shown, "last_failed_attempts").contains("crash: it ended without an answer (signal: 6 (SIGABRT)"), "{shown}");
 }
 
 #[test]
 fn a_kill_by_the_system_is_an_attempt_that_failed() {
     let shown = struck("-KILL", &[]);
-    assert!(reasons(&shown, "last_failed_attempts").contains("killed: the child was ended by signal 9"), "{shown}");
+    assert!(reasons(&shown, "last_failed_attempts").contains("killed: the child was killed by signal 9"), "{shown}");
 }
 
 #[test]
