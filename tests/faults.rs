@@ -59,7 +59,10 @@ fn struck(name: &str, set: &[&str]) -> Value {
 #[test]
 fn a_crash_is_an_attempt_that_failed() {
     let shown = struck("-ABRT", &[]);
-    assert!(reasons(&shown, "last_failed_attempts").contains("crash: it ended without an answer (signal: 6 (SIGABRT)"), "{shown}");
+    assert!(
+        reasons(&shown, "last_failed_attempts").contains("crash: it ended without an answer (signal: 6 (SIGABRT)"),
+        "{shown}"
+    );
 }
 
 #[test]

@@ -230,7 +230,10 @@ fn a_worker_of_another_protocol_version() {
     let incoming = tonic::transport::server::TcpIncoming::from(listener);
     let service = evolver_server::EvolverServer::new(Other);
     runtime.spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
-    world.refuses(&["worker", "--connect", &address, "--cache", "cache"], &["refuses", "protocol 1", "protocol 99"]);
+    world.refuses(
+        &["worker", "--connect", &address, "--cache", "cache"],
+        &["refuses", &format!("protocol {}", evolver_proto::PROTOCOL), "protocol 99"],
+    );
 }
 
 /// A file may grow to 64 KiB and no further: writing fails in the middle of the model, as it does on a full disk.
