@@ -9,16 +9,12 @@
 #[path = "../tests/quickstart/mod.rs"]
 mod quickstart;
 
-use std::{ops::ControlFlow, path::Path, process::Command, sync::Arc, time::Duration};
+use std::{ops::ControlFlow, process::Command, sync::Arc, time::Duration};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use evolver_common::{
-    checkpoint::Checkpoint,
-    data::{self, Fields},
-    score::Split,
-};
+use evolver_common::{checkpoint::Checkpoint, data, score::Split};
 use evolver_worker::{
-    evaluate::{Candidate, Evaluator as _, Setup, TaskInput, classification::Classification},
+    evaluate::{Candidate, Classification, Evaluator as _, Setup, Subject, TaskInput},
     models::ModelWeights,
 };
 
@@ -26,25 +22,22 @@ const BATCH_TOKENS: usize = 4096;
 const DOMAINS: [&str; 4] = ["tweets", "movies", "products", "editorials"];
 const LABELS: [&str; 3] = ["negative", "neutral", "positive"];
 
-fn tasks(folder: &Path) -> Vec<TaskInput> {
-    let fields = Fields { text: "text".into(), text_pair: None, label: "label".into() };
-    let read = |domain: &str| TaskInput {
-        name: domain.to_owned(),
-        labels: LABELS.len(),
-        max_length: 128,
-        dev: data::read_items(&folder.join(format!("data/{domain}.dev.jsonl")), &fields, &LABELS.map(String::from)).unwrap(),
-        test: Vec::new(),
-    };
-    DOMAINS.into_iter().map(read).collect()
-}
-
 fn scoring(criterion: &mut Criterion) {
     let folder = quickstart::folder();
-    let tasks = tasks(&folder);
-    let items: usize = tasks.iter().map(|task| task.dev.len()).sum();
     let model = Arc::new(Checkpoint::open(&folder.join("experts/products")).unwrap());
-    let setup = Setup { folder: model.folder().to_owned(), config: model.config().unwrap(), batch_tokens: BATCH_TOKENS };
-    let mut evaluator = Classification::open(&setup, tasks).unwrap();
+    let setup = Setup::new(model.folder().to_owned(), model.config().unwrap(), BATCH_TOKENS);
+    let open = |domain: &str| {
+        let dev = folder.join(format!("data/{domain}.dev.jsonl"));
+        let input = TaskInput {
+            task: serde_json::from_value(serde_json::json!({ "name": domain, "dev": dev })).unwrap(),
+            labels: LABELS.map(String::from).to_vec(),
+            dev: data::read(&dev).unwrap(),
+            test: Vec::new(),
+        };
+        Classification::open(&setup, &input).unwrap()
+    };
+    let mut evaluators = DOMAINS.map(open);
+    let items: usize = evaluators.iter().map(|evaluator| evaluator.items(Split::Dev)).sum();
     let mut group = criterion.benchmark_group("scoring");
     group.sample_size(10).warm_up_time(Duration::from_secs(1)).throughput(Throughput::Elements(items as u64));
     for threads in [1, 2] {
@@ -52,7 +45,13 @@ fn scoring(criterion: &mut Criterion) {
         group.bench_function(format!("{threads} threads"), |bencher| {
             bencher.iter(|| {
                 let candidate = Candidate { shared: ModelWeights::of(&model), heads: Vec::new() };
-                pool.install(|| evaluator.evaluate(candidate, Split::Dev, &mut |_, _| ControlFlow::Continue(()))).unwrap()
+                let mut subject = Subject::new(&setup, candidate);
+                pool.install(|| {
+                    for evaluator in &mut evaluators {
+                        let all: Vec<_> = (0..evaluator.items(Split::Dev)).collect();
+                        evaluator.evaluate(&mut subject, Split::Dev, &all, &mut |_| ControlFlow::Continue(())).unwrap();
+                    }
+                });
             });
         });
         if let Some(python) = std::env::var_os("EVOLVER_TORCH") {

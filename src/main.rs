@@ -4,6 +4,7 @@
 
 mod cli;
 mod evaluate;
+mod evaluators;
 mod export;
 mod fail;
 mod merge;
@@ -48,6 +49,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::WorkerChild => worker::child(),
         Command::Merge(options) => merge::merge(&options),
         Command::Methods(options) => methods::methods(&options),
+        Command::Evaluators(options) => evaluators::evaluators(&options),
         Command::Evaluate(options) => evaluate::evaluate(&options),
         Command::Show(options) => show::show(&options),
         Command::Export(options) => export::export(&options),

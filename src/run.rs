@@ -8,7 +8,7 @@ use std::{
 };
 
 use evolver_common::{
-    checkpoint::DigestCache,
+    checkpoint::{Checkpoint, DigestCache},
     definition::{self, Resolved},
 };
 use evolver_coordinator::{
@@ -16,6 +16,7 @@ use evolver_coordinator::{
     service::{self, Coordinator, Options, StartError},
     setup,
 };
+use evolver_worker::evaluate;
 use tokio::{net::TcpListener, sync::oneshot};
 
 use crate::{cli, export, fail::refuse, progress::Progress, show, table, worker::stop_signal};
@@ -29,6 +30,8 @@ pub(crate) fn run(options: &cli::Run) -> anyhow::Result<()> {
     let path = &options.definition.search;
     let definition = definition::load(path, &options.definition.overrides).map_err(refuse)?;
     let Some(dir) = options.dir.as_deref().filter(|_| !options.print_config) else {
+        let mut definition = definition;
+        evaluate::complete(&mut definition).map_err(|problems| refuse(problems.join("\n")))?;
         write!(std::io::stdout(), "{}", definition::print(&definition))?;
         return Ok(());
     };
@@ -43,12 +46,20 @@ pub(crate) fn coordinator(options: &cli::Coordinator) -> anyhow::Result<()> {
 }
 
 /// Binds a definition to the world and checks everything that can be checked before anything runs.
-pub(crate) fn resolve(definition: definition::Definition, dir: &Path) -> anyhow::Result<Resolved> {
+pub(crate) fn resolve(mut definition: definition::Definition, dir: &Path) -> anyhow::Result<Resolved> {
+    evaluate::complete(&mut definition).map_err(|problems| refuse(problems.join("\n")))?;
     // A folder that does not exist yet is made by the journal; bad input must leave nothing behind.
     let cache = if dir.exists() { DigestCache::open(&dir.join("cache")) } else { DigestCache::in_memory() };
     let resolved = definition::resolve(definition, &cache).map_err(refuse)?;
     let setup = setup::search(&resolved).map_err(refuse)?;
     evolver_coordinator::search::Search::new(setup).map_err(refuse)?;
+    // What the evaluators refuse is told before anything runs.
+    let base = Checkpoint::open(&resolved.base.path).map_err(refuse)?;
+    let shared = evaluate::Setup::new(base.folder().to_owned(), base.config().map_err(refuse)?, 1);
+    evaluate::Evaluators::open(&resolved, shared).map_err(refuse)?;
+    for leak in definition::leaks(&resolved).map_err(refuse)? {
+        eprintln!("warning: {leak}");
+    }
     Ok(resolved)
 }
 
