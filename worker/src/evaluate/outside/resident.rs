@@ -137,7 +137,7 @@ impl Session {
         });
         match said {
             Some(Ok(())) => Ok(()),
-            _ => Err(self.running.failure("does not read what it is told")),
+            _ => Err(self.running.end("does not read what it is told")),
         }
     }
 
