@@ -1,9 +1,9 @@
 //! Tasks with different labels and heads of their own: scored by the right head, and exported as folders that open.
 #![expect(clippy::unwrap_used, reason = "a test's helper fails as its test does")]
 
-mod tiny;
+mod small;
 
-use std::{fs, ops::ControlFlow, path::Path, process::Command};
+use std::{fs, ops::ControlFlow, path::Path};
 
 use evolver_common::{
     checkpoint::{Checkpoint, DigestCache},
@@ -14,7 +14,19 @@ use evolver_common::{
 use evolver_worker::child::Workshop;
 use serde_json::json;
 
-use crate::tiny::model;
+use self::small::Shape;
+
+const SHAPE: Shape = Shape { vocabulary: 3, positions: 8, hidden: 4, heads: 2, layers: 1, intermediate: 6, labels: 0 };
+
+/// A BERT of zeros whose pooled state is `tanh(pooled)` for any text, and whose classifier's rows are constants.
+fn model(folder: &Path, pooled: f32, rows: &[f32]) {
+    let shape = Shape { labels: rows.len(), ..SHAPE };
+    small::model(folder, &shape, |name, count| match name {
+        "bert.pooler.dense.bias" => vec![pooled; count],
+        "classifier.weight" => rows.iter().flat_map(|&value| [value; SHAPE.hidden]).collect(),
+        _ => vec![0.0; count],
+    });
+}
 
 /// Three experts with heads of two and three labels over one base, and a task for each; the pooler evolves.
 fn prepare(folder: &Path, heads: &str) -> Resolved {
@@ -23,7 +35,7 @@ fn prepare(folder: &Path, heads: &str) -> Resolved {
     model(&folder.join("three"), 1.0, &[1.0, 2.0, 3.0]);
     model(&folder.join("other"), 1.0, &[1.0, 5.0, 3.0]);
     let lines =
-        |labels: &[&str]| labels.iter().map(|l| json!({ "text": "a b", "label": l }).to_string() + "\n").collect::<String>();
+        |labels: &[&str]| labels.iter().map(|l| json!({ "text": "w1 w2", "label": l }).to_string() + "\n").collect::<String>();
     fs::write(folder.join("two.jsonl"), lines(&["n", "p", "p"])).unwrap();
     fs::write(folder.join("three.jsonl"), lines(&["x", "y", "z", "z"])).unwrap();
     let definition = format!(
@@ -86,12 +98,7 @@ fn an_export_has_a_folder_for_each_task_and_the_body_once() {
     let folder = tempfile::tempdir().unwrap();
     prepare(folder.path(), r#"["classifier.*"]"#);
     let search = folder.path().join("search");
-    let output = Command::new(env!("CARGO_BIN_EXE_evolver"))
-        .args(["run", "search.toml", "--dir", "search"])
-        .current_dir(folder.path())
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    small::succeed(folder.path(), &["run", "search.toml", "--dir", "search"]);
     let open = |task: &str| Checkpoint::open(&search.join("best").join(task)).unwrap();
     for (task, expert, labels) in [("yes-no", "two", 2), ("letters", "three", 3), ("letters-again", "other", 3)] {
         let (exported, expert) = (open(task), Checkpoint::open(&folder.path().join(expert)).unwrap());

@@ -4,7 +4,7 @@
 //! its package: `EVOLVER_HARNESS=venv/bin/python cargo test --release --test outside -- --ignored` (see tests/real/requirements.txt).
 #![expect(clippy::unwrap_used, reason = "a test's helper fails as its test does")]
 
-mod tiny;
+mod small;
 
 use std::{
     fs,
@@ -21,7 +21,18 @@ use evolver_common::{
 use evolver_worker::{child::Workshop, evaluate};
 use serde_json::{Value, json};
 
-use crate::tiny::model;
+use self::small::Shape;
+
+const SHAPE: Shape = Shape { vocabulary: 3, positions: 8, hidden: 4, heads: 2, layers: 1, intermediate: 6, labels: 2 };
+
+/// A BERT of zeros whose pooled state is `tanh(pooled)` for any text, and whose classifier's rows are constants.
+fn model(folder: &Path, pooled: f32, rows: &[f32]) {
+    small::model(folder, &SHAPE, |name, count| match name {
+        "bert.pooler.dense.bias" => vec![pooled; count],
+        "classifier.weight" => rows.iter().flat_map(|&value| [value; SHAPE.hidden]).collect(),
+        _ => vec![0.0; count],
+    });
+}
 
 /// A search of one task with two experts, of which only the second has a positive pooler bias.
 struct Search {
@@ -36,7 +47,7 @@ fn search(task: &Value) -> Result<Search, String> {
     model(&folder.path().join("one"), -1.0, &[1.0, 2.0]);
     model(&folder.path().join("two"), 1.0, &[1.0, 2.0]);
     model(&folder.path().join("loud"), 1.0, &[f32::MAX, 0.0]);
-    let items = ["a", "b", "a b"].map(|text| json!({ "text": text, "label": "yes" }).to_string() + "\n");
+    let items = ["w1", "w2", "w1 w2"].map(|text| json!({ "text": text, "label": "yes" }).to_string() + "\n");
     fs::write(folder.path().join("items.jsonl"), items.concat()).unwrap();
     let mut whole = json!({ "name": "t", "dev": "items.jsonl", "metric": "accuracy" });
     whole.as_object_mut().unwrap().extend(task.as_object().unwrap().clone());
@@ -267,7 +278,7 @@ fn evaluators_keys_and_metrics_are_checked_before_the_search() {
         (json!({ "labels": ["no", "maybe"] }), "unknown label \"yes\""),
         (json!({ "labels": ["yes"] }), "name at least two labels"),
         (
-            json!({ "labels": ["yes", "no"], "max_length": 2, "too_long": "refuse", "text": "{{ text }} a b" }),
+            json!({ "labels": ["yes", "no"], "max_length": 2, "too_long": "refuse", "text": "{{ text }} w1 w2" }),
             "more than 2 tokens",
         ),
         (json!({ "labels": ["yes", "no"], "text": "{{ text" }), "cannot be read"),

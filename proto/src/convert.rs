@@ -1,6 +1,10 @@
 //! Checked conversions: what comes from outside is bounded and finite, or refused by a sentence.
 
-use evolver_common::score::{Scores, Split, TaskScore};
+use evolver_common::{
+    digest::Digest,
+    score::{Scores, Split, TaskScore},
+};
+use prost::Message as _;
 use thiserror::Error;
 
 use crate::v1;
@@ -61,4 +65,13 @@ pub fn split_from_wire(number: i32) -> Result<Split, WireError> {
         Ok(v1::Split::Test) => Ok(Split::Test),
         _ => Err(WireError(format!("{number} is not a split"))),
     }
+}
+
+/// What an assignment asks for, whoever it is given to: a digest of everything in it but the token and the hints.
+///
+/// A worker that has this work done or under way, and whose token no longer holds, asks for it again by this digest.
+#[must_use]
+pub fn work_of(assignment: &v1::Assignment) -> Digest {
+    let work = v1::Assignment { token: None, keep: Vec::new(), waited: 0.0, ..assignment.clone() };
+    Digest::of_parts("evolver work", [work.encode_to_vec().as_slice()])
 }

@@ -2,10 +2,17 @@
 
 mod convert;
 
-pub use convert::{WireError, scores_from_wire, scores_to_wire, split_from_wire, split_to_wire};
+pub use convert::{WireError, scores_from_wire, scores_to_wire, split_from_wire, split_to_wire, work_of};
 
-/// Version of the protocol; a coordinator refuses a worker that speaks another.
-pub const PROTOCOL: u32 = 1;
+/// Version of the protocol that this program speaks.
+///
+/// - 1: the first.
+/// - 2: a worker may offer what it holds when it asks for work; workers' standing in the status; operators' actions. Each side ignores what it does not
+///   know, so a coordinator serves workers of 1 as well.
+pub const PROTOCOL: u32 = 2;
+
+/// Oldest protocol that a coordinator serves.
+pub const PROTOCOL_OLDEST: u32 = 1;
 
 /// Largest reply that a worker accepts, in bytes. Replies come from the coordinator that the user named, and some are large by right: a recipe of
 /// as many nodes as recipes may have, or a definition with very many models and labels.
@@ -16,6 +23,9 @@ pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
 pub fn request_bytes_max(items: usize) -> usize {
     (1 << 20) + items * size_of::<f32>()
 }
+
+/// Metadata of an answer that says how long to wait before asking again, in milliseconds; the name is gRPC's own.
+pub const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// The protocol's descriptors, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/evolver.v1.bin"));

@@ -8,12 +8,10 @@
 //! - [`statistics`]: sums and inner products per tensor.
 //! - [`span`], [`sparse`], [`matrix`]: what families of methods share.
 //! - [`settings`]: declared parameters: their check, defaults and documentation, and their values at each tensor.
-//! - [`config`]: mergekit's YAML.
 //! - one file per method, listed in [`METHODS`].
 
 mod arcee_fusion;
 mod breadcrumbs;
-pub mod config;
 mod consensus;
 mod dare;
 mod della;
@@ -51,9 +49,9 @@ mod wudi;
 
 pub use self::{
     engine::{BuildError, CheckpointLeaf, Engine, InMemory, Leaf, Options, Sink},
-    layers::Layers,
+    layers::{Layers, numbered},
     pass::{Inputs, Pass},
-    settings::{Default, Kind, ParameterError, ParameterSpec, Scope, Settings, normalize},
+    settings::{Default, Kind, ParameterError, ParameterSpec, Scope, Settings, join, normalize},
 };
 use crate::{recipe::Merge, suggest};
 

@@ -11,7 +11,10 @@ use evolver_common::{
     recipe::decode,
     score::{Scores, classification},
 };
-use evolver_coordinator::service::{Coordinator, Options, serve};
+use evolver_coordinator::{
+    access::Security,
+    service::{Coordinator, Options, serve},
+};
 use evolver_proto::{PROTOCOL, scores_to_wire, v1};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
@@ -82,7 +85,8 @@ pub struct Served {
 impl Served {
     /// Starts a coordinator on a free port.
     pub async fn start(dir: &Path, resolved: &Resolved) -> Self {
-        let coordinator = Coordinator::start(&Options { dir: dir.to_owned(), resolved: resolved.clone() }).unwrap();
+        let coordinator =
+            Coordinator::start(&Options { dir: dir.to_owned(), resolved: resolved.clone(), compare: false }).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let status = coordinator.status();
@@ -91,7 +95,7 @@ impl Served {
             let stopped = async {
                 stopped.await.ok();
             };
-            serve(&coordinator, listener, stopped).await.unwrap();
+            serve(&coordinator, listener, &Security::Loopback, stopped).await.unwrap();
             coordinator
         });
         Self { address, status, stop, server }
@@ -134,15 +138,21 @@ impl Worker {
 
     /// Registers, speaking this protocol.
     pub async fn register(&mut self, protocol: u32) -> Result<v1::RegisterReply, Status> {
-        let request =
-            v1::RegisterRequest { protocol, worker: self.name.clone(), host: "here".into(), threads: 1, version: "test".into() };
+        let request = v1::RegisterRequest {
+            protocol,
+            worker: self.name.clone(),
+            host: "here".into(),
+            threads: 1,
+            version: "test".into(),
+            ..v1::RegisterRequest::default()
+        };
         self.client.register(request).await.map(tonic::Response::into_inner)
     }
 
     /// Asks for work, waiting at most `wait`.
     pub async fn ask(&mut self, wait: Duration) -> Result<v1::lease_reply::Outcome, Status> {
         let wait_ms = u32::try_from(wait.as_millis()).unwrap();
-        let request = v1::LeaseRequest { worker: self.name.clone(), epoch: self.epoch, wait_ms };
+        let request = v1::LeaseRequest { worker: self.name.clone(), epoch: self.epoch, wait_ms, held: None };
         self.client.lease(request).await.map(|reply| reply.into_inner().outcome.unwrap())
     }
 

@@ -2,6 +2,7 @@
 //!
 //! It speaks JSON lines over standard input and output, and ends when its input does.
 
+mod limits;
 mod messages;
 
 use std::{
@@ -69,6 +70,11 @@ impl Workshop {
         let materializer = Materializer::open(resolved, cache)?;
         let input = |error: &dyn ToString| Failure { class: FailureClass::Input, message: error.to_string() };
         let base = materializer.base();
+        // An offspring takes as much memory as the base has bytes; what has no room here is for another machine.
+        let (bytes, free) = (base.bytes(), evaluate::available_memory().unwrap_or(u64::MAX));
+        if free < bytes {
+            return Err(input(&format!("a model has {} MB, and this machine has {} MB of free memory", bytes >> 20, free >> 20)));
+        }
         let config = base.config().map_err(|error| input(&error))?;
         let setup = Setup::new(base.folder().to_owned(), config, resolved.definition.evaluator.batch_tokens);
         let evaluators = Evaluators::open(resolved, setup)?;
@@ -116,13 +122,15 @@ pub fn run(input: impl BufRead, mut output: impl Write) -> io::Result<()> {
     let mut workshop = None;
     for line in input.lines() {
         match serde_json::from_str(&line?)? {
-            ToChild::Setup { resolved, cache } => match guarded(|| Workshop::open(&resolved, &cache)) {
-                Ok(open) => {
-                    workshop = Some(open);
-                    say(&FromChild::Ready)?;
+            ToChild::Setup { resolved, cache } => {
+                match guarded(|| limited(&resolved).and_then(|()| Workshop::open(&resolved, &cache))) {
+                    Ok(open) => {
+                        workshop = Some(open);
+                        say(&FromChild::Ready)?;
+                    }
+                    Err(Failure { class, message }) => say(&FromChild::Failed { class, message })?,
                 }
-                Err(Failure { class, message }) => say(&FromChild::Failed { class, message })?,
-            },
+            }
             ToChild::Work { recipe, split, keep } => {
                 let Some(workshop) = &mut workshop else {
                     return Err(io::Error::other("work came before the setup"));
@@ -145,6 +153,10 @@ pub fn run(input: impl BufRead, mut output: impl Write) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn limited(resolved: &Resolved) -> Result<(), Failure> {
+    limits::apply(&resolved.definition.evaluator).map_err(|message| Failure { class: FailureClass::Error, message })
 }
 
 fn work(

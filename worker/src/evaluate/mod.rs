@@ -123,6 +123,24 @@ impl Setup {
     }
 }
 
+/// What models are computed on in this program.
+#[must_use]
+pub fn device_name() -> &'static str {
+    if cfg!(feature = "cuda") {
+        "cuda"
+    } else if cfg!(feature = "metal") {
+        "metal"
+    } else {
+        "cpu"
+    }
+}
+
+/// Memory in bytes that can still be had, where the system tells.
+#[must_use]
+pub fn available_memory() -> Option<u64> {
+    batches::available()
+}
+
 /// One task with its items.
 #[derive(Clone, Debug)]
 pub struct TaskInput {

@@ -96,7 +96,7 @@ mod tests {
     fn correlations_agree_with_scipy() {
         // scipy.stats.pearsonr and spearmanr of these.
         let pairs = [(1.0, 2.0), (2.0, 1.0), (2.0, 4.0), (5.0, 3.5), (9.0, 8.0)];
-        assert!((pearson(&pairs) - 0.903_226_806_6).abs() < 1e-9, "{}", pearson(&pairs));
+        assert!((pearson(&pairs) - 0.888_661_705_1).abs() < 1e-9, "{}", pearson(&pairs));
         assert!((spearman(&pairs) - 0.666_885_928_9).abs() < 1e-9, "{}", spearman(&pairs));
         assert_eq!(pearson(&[(1.0, 2.0), (1.0, 3.0)]), 0.0);
     }

@@ -175,7 +175,10 @@ mod tests {
         let bleu = |pairs: &[(&str, &str)]| {
             BleuCounts::bleu(pairs.iter().map(|(found, expected)| BleuCounts::of(found, &[(*expected).to_owned()])))
         };
-        println!("{}", bleu(&[(found, expected)]));
+        assert!((bleu(&[(found, expected)]) - 0.153_596_718_654_210_93).abs() < 1e-12);
+        let second = ("It costs 1,000.50 dollars, he said.", "It cost 1,000.50 dollars, she said loudly.");
+        assert!((bleu(&[(found, expected), second]) - 0.153_606_048_568_273_28).abs() < 1e-12);
+        assert_eq!(bleu(&[("a b", "a b c d e")]), 0.0);
         assert!((bleu(&[(found, found)]) - 1.0).abs() < 1e-12);
         assert_eq!(bleu_words("It's 1,000.50, a-b 3-4."), ["It's", "1,000.50", ",", "a-b", "3", "-", "4", "."]);
     }

@@ -161,3 +161,50 @@ fn special(value: &Value) -> Option<String> {
     let token = |text: &str| AddedToken::from(text, true).content;
     value.as_str().or_else(|| value["content"].as_str()).map(token)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn tokenizer(chat: Option<&str>) -> Result<TextTokenizer, EvaluateError> {
+        let folder = tempfile::tempdir().unwrap();
+        let tokenizer = json!({
+            "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": { "type": "Whitespace" },
+            "post_processor": null, "decoder": null, "truncation": null, "padding": null,
+            "model": { "type": "WordLevel", "vocab": { "[UNK]": 0, "a": 1, "b": 2, "</s>": 3 }, "unk_token": "[UNK]" },
+        });
+        fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        let config = json!({ "eos_token": { "content": "</s>" }, "bos_token": "<s>", "chat_template": chat });
+        fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        fs::write(folder.path().join("generation_config.json"), r#"{"eos_token_id": [2, 3]}"#).unwrap();
+        TextTokenizer::open(folder.path())
+    }
+
+    #[test]
+    fn a_question_is_put_in_the_chat_templates_form() {
+        // As transformers' apply_chat_template fills it in.
+        let template = "{{ bos_token }}{% for message in messages %}\n    {%- if loop.first and messages[0]['role'] != 'system' -%}\n        \
+            {{ '<|im_start|>system\\nHelp.<|im_end|>\\n' }}\n    {%- endif -%}\n{{ '<|im_start|>' + message['role'] + '\\n' + \
+            message['content'].strip() + '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+        let tokenizer = tokenizer(Some(template)).unwrap();
+        let plain = "<s><|im_start|>system\nHelp.<|im_end|>\n<|im_start|>user\na b<|im_end|>\n<|im_start|>assistant\n";
+        assert_eq!(tokenizer.chat(None, " a b ").unwrap(), plain);
+        let with = "<s><|im_start|>system\nS<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n";
+        assert_eq!(tokenizer.chat(Some("S"), "a").unwrap(), with);
+    }
+
+    #[test]
+    fn special_tokens_are_found_and_what_is_missing_is_told() {
+        let tokenizer = tokenizer(None).unwrap();
+        assert_eq!((tokenizer.ends(), tokenizer.before()), ([2, 3].as_slice(), Some(2)));
+        assert!(tokenizer.chat(None, "a").unwrap_err().to_string().contains("set chat = false"));
+        let nowhere = TextTokenizer::open(Path::new("/no/such/folder")).unwrap_err().to_string();
+        assert!(nowhere.contains("tokenizer.json: there is no such file"), "{nowhere}");
+        let (tokens, firsts) = tokenizer.encode_words(&["a".into(), "b".into(), "c".into()], 2).unwrap();
+        assert_eq!((tokens, firsts), (vec![(1, 0), (2, 0)], vec![Some(0), Some(1), None]));
+    }
+}
