@@ -28,7 +28,7 @@ use evolver_oneshot::{
 };
 use evolver_worker::materialize::Materializer;
 
-use crate::{cli, fail::refuse, show};
+use crate::{cli, fail::refuse, interrupt, show};
 
 /// The shards of a task's folder, by the names that `transformers` gives shards: what all tasks share, and the task's own.
 const BODY: &str = "model-00001-of-00002";
@@ -63,6 +63,7 @@ pub(crate) fn export(options: &cli::Export) -> anyhow::Result<()> {
         eprintln!("wrote {}", file.display());
     }
     if let Some(out) = &options.out {
+        interrupt::clean_up();
         let written = Options { dtype: options.written.dtype, shard_bytes: options.written.max_shard_size };
         export_individual(&replay, &individual, &options.dir, out, &written)?;
         eprintln!("wrote {}", out.display());

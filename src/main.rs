@@ -10,6 +10,7 @@ mod evaluate;
 mod evaluators;
 mod export;
 mod fail;
+mod interrupt;
 mod merge;
 mod methods;
 mod operate;

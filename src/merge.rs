@@ -6,7 +6,7 @@ use evolver_oneshot::{
     plan::{Plan, PlanOptions},
 };
 
-use crate::{cli, fail::refuse};
+use crate::{cli, fail::refuse, interrupt};
 
 pub(crate) fn merge(options: &cli::Merge) -> anyhow::Result<()> {
     let config = MergeConfig::load(&options.config).map_err(refuse)?;
@@ -14,6 +14,7 @@ pub(crate) fn merge(options: &cli::Merge) -> anyhow::Result<()> {
     for note in &plan.notes {
         eprintln!("note: {note}");
     }
+    interrupt::clean_up();
     let build = BuildOptions { shard_bytes: options.written.max_shard_size, allow_non_finite: options.allow_non_finite };
     let written = plan.build(&build, &options.out).map_err(refuse)?;
     let files = if written.shards == 1 { String::new() } else { format!(", {} weight files", written.shards) };

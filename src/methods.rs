@@ -32,11 +32,13 @@ fn describe(method: &dyn Method) -> String {
             Kind::Integer(low, high) => format!("whole, {low} to {high}"),
             Kind::Flag => "true or false".to_owned(),
             Kind::Choice(names) => names.join(" | "),
+            Kind::Statistics => "a safetensors file's path; in a recipe its digest".to_owned(),
         };
         let default = match spec.default {
             Default::Number(number) => number.to_string(),
             Default::Flag(flag) => flag.to_string(),
             Default::Choice(name) => name.to_owned(),
+            Default::Required => "required".to_owned(),
         };
         let scope = if spec.scope == Scope::Model { "model" } else { "merge" };
         text.push_str(&format!("  {:<18} {scope}  {range} [{default}]  {}\n", spec.name, spec.doc));

@@ -54,16 +54,80 @@ fn struck(name: &str, set: &[&str]) -> Value {
 #[test]
 fn a_crash_is_an_attempt_that_failed() {
     let shown = struck("-ABRT", &[]);
-    assert!(
-        reasons(&shown, "last_failed_attempts").contains("crash: it ended without an answer (signal: 6 (SIGABRT)"),
-        "{shown}"
-    );
+    assert!(reasons(&shown, "last_failed_attempts").contains("crash: the child was ended by signal 6"), "{shown}");
 }
 
 #[test]
 fn a_kill_by_the_system_is_an_attempt_that_failed() {
     let shown = struck("-KILL", &[]);
-    assert!(reasons(&shown, "last_failed_attempts").contains("killed: the child was killed by signal 9"), "{shown}");
+    assert!(reasons(&shown, "last_failed_attempts").contains("killed: the child was ended by signal 9"), "{shown}");
+}
+
+#[test]
+fn a_bus_error_and_a_wrong_access_are_attempts_that_failed() {
+    let shown = struck("-BUS", &[]);
+    assert!(reasons(&shown, "last_failed_attempts").contains("input: it ended without an answer (signal: 7 (SIGBUS)"), "{shown}");
+    let shown = struck("-SEGV", &[]);
+    assert!(
+        reasons(&shown, "last_failed_attempts").contains("crash: it ended without an answer (signal: 11 (SIGSEGV)"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn an_attempt_that_takes_too_long_is_one_that_failed() {
+    let folder = tempfile::tempdir().unwrap();
+    small::search(folder.path(), &SLOW, 400, 16);
+    let mut run = start(
+        folder.path(),
+        &["stop.offspring=4", "evaluator.attempt_seconds=0.001", "fleet.heartbeat_seconds=0.01", "fleet.lease_seconds=10"],
+    );
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut run.stderr.take().unwrap(), &mut said).unwrap();
+    // Its only worker can do nothing: the search says so, and gives nothing up.
+    assert_eq!(run.wait().unwrap().code(), Some(1), "{said}");
+    assert!(said.contains("no worker that is here can be given work") && said.contains("no end after 0.001 seconds"), "{said}");
+    let shown = small::show(folder.path(), "search");
+    assert!(shown["given_up"].as_array().unwrap().is_empty(), "{shown}");
+}
+
+#[test]
+fn a_child_limits_its_memory_its_files_and_its_core_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let search = small::search(folder.path(), &TINY, 30, 6);
+    let sets = ["evaluator.memory_bytes=500000000", "evaluator.open_files=77"].map(String::from);
+    let definition = evolver_common::definition::load(&search, &sets).unwrap();
+    let resolved =
+        evolver_common::definition::resolve(definition, &evolver_common::checkpoint::DigestCache::in_memory()).unwrap();
+    let mut child =
+        small::evolver(folder.path(), &["worker-child"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let setup = serde_json::json!({ "Setup": { "resolved": resolved, "cache": folder.path().join("cache") } });
+    let mut input = child.stdin.take().unwrap();
+    std::io::Write::write_all(&mut input, format!("{setup}\n").as_bytes()).unwrap();
+    let mut answer = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut answer).unwrap();
+    assert_eq!(answer.trim(), "\"Ready\"");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap();
+    let limit = |name: &str| {
+        let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
+        line[name.len()..].split_whitespace().next().unwrap().to_owned()
+    };
+    assert_eq!(limit("Max data size"), "500000000");
+    assert_eq!(limit("Max open files"), "77");
+    assert_eq!(limit("Max core file size"), "0");
+    drop(input);
+    child.wait().unwrap();
+}
+
+#[test]
+fn too_little_memory_is_a_failure_and_not_the_machines_end() {
+    let folder = tempfile::tempdir().unwrap();
+    small::search(folder.path(), &SLOW, 400, 16);
+    let mut run = start(folder.path(), &["stop.offspring=4", "evaluator.memory_bytes=4000000"]);
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut run.stderr.take().unwrap(), &mut said).unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(1), "{said}");
+    assert!(said.contains("evaluator.memory_bytes") || said.contains("memory allocation"), "{said}");
 }
 
 #[test]

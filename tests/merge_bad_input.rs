@@ -369,3 +369,35 @@ fn a_full_disk_leaves_nothing() {
     }
     assert_eq!(left, ["ballast"]);
 }
+
+/// A merge that is interrupted while its folder is under construction.
+#[test]
+#[cfg(unix)]
+fn an_interrupt_leaves_nothing() {
+    let bench = bench();
+    // Two sparse files of zeros that take a while to read.
+    for (name, fill) in [("a", 0u8), ("b", 0)] {
+        let header = r#"{"w":{"dtype":"F32","shape":[20000,8000],"data_offsets":[0,640000000]}}"#;
+        let path = bench.path(name).join("model.safetensors");
+        fs::write(&path, [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[fill]].concat()).unwrap();
+        fs::File::options().write(true).open(&path).unwrap().set_len(8 + header.len() as u64 + 640_000_000).unwrap();
+    }
+    fs::write(bench.path("merge.yaml"), TIES).unwrap();
+    for signal in ["-INT", "-TERM"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_evolver"));
+        command.args(["merge", "merge.yaml", "--out", "out"]).current_dir(bench.path("")).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let under_way = || {
+            let mut names = fs::read_dir(bench.path("")).unwrap().map(|entry| entry.unwrap().file_name());
+            names.any(|name| name.to_string_lossy().starts_with(".out"))
+        };
+        while !under_way() {
+            assert!(child.try_wait().unwrap().is_none(), "it ended before a folder was seen");
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(130), "{output:?}");
+        assert!(!under_way() && !bench.path("out").exists());
+    }
+}

@@ -8,6 +8,7 @@
 //! - [`merge`]: merge methods and the streaming engine that builds a recipe's weights.
 //! - [`rng`]: counter-based random numbers.
 //! - [`score`]: metrics, item outcomes, intervals, paired comparison.
+//! - [`simd`]: loops compiled for the vector instructions that the machine has.
 
 pub mod checkpoint;
 pub mod data;
@@ -17,4 +18,5 @@ pub mod merge;
 pub mod recipe;
 pub mod rng;
 pub mod score;
+pub mod simd;
 pub mod suggest;

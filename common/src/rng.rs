@@ -3,7 +3,7 @@
 //! The number for element `e` of tensor `t` under seed `s` is a pure function of `(s, t, e)`: any block can be drawn alone, by any thread, on
 //! any machine, with the same bits.
 
-use crate::digest::Digest;
+use crate::{digest::Digest, simd};
 
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
@@ -13,6 +13,7 @@ pub const LANES: usize = 4;
 
 /// Philox4x32 with ten rounds.
 #[must_use]
+#[inline(always)]
 pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     let [mut c0, mut c1, mut c2, mut c3] = counter;
     let [mut k0, mut k1] = key;
@@ -26,11 +27,13 @@ pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     [c0, c1, c2, c3]
 }
 
+#[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
 fn low(wide: u64) -> u32 {
     wide as u32
 }
 
+#[inline(always)]
 fn high(wide: u64) -> u32 {
     low(wide >> 32)
 }
@@ -54,6 +57,7 @@ impl Stream {
 
     /// The four numbers of elements `4 * group ..= 4 * group + 3`.
     #[must_use]
+    #[inline(always)]
     pub fn group(&self, group: u64) -> [u32; 4] {
         philox([low(group), high(group), self.tensor[0], self.tensor[1]], self.key)
     }
@@ -75,9 +79,14 @@ impl Stream {
         let first = (start + lead) / lanes;
         let (groups, tail) = body.as_chunks_mut::<LANES>();
         // A plain loop over counters: the compiler turns it into vector code.
-        for (group, out) in (first..).zip(&mut *groups) {
-            *out = self.group(group);
-        }
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (group, out) in (first..).zip(&mut *groups) {
+                    *out = self.group(group);
+                }
+            },
+        );
         let after = first + groups.len() as u64;
         let last = self.group(after);
         tail.copy_from_slice(&last[..tail.len()]);
@@ -91,6 +100,14 @@ pub fn threshold(rate: f64) -> u64 {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "rate lies in [0, 1]")]
     let threshold = (rate.clamp(0.0, 1.0) * 4_294_967_296.0 + 0.5) as u64;
     threshold
+}
+
+/// Whether a draw falls below a [`threshold`].
+#[must_use]
+#[inline(always)]
+pub fn falls(draw: u32, threshold: u64) -> bool {
+    // 32 bits wide, since twice as many lanes fit a vector then; all draws fall below 2^32.
+    draw < low(threshold) || threshold > u64::from(u32::MAX)
 }
 
 /// Two standard normal numbers from two uniform ones (Box and Muller 1958), by `libm`, so that every machine gives the same bits.

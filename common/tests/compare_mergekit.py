@@ -1,6 +1,6 @@
 """Compares `evolver merge` with the real mergekit on generated models, and prints the largest difference of each method.
 
-    python3 -m venv venv && venv/bin/pip install mergekit==0.1.5 torch transformers safetensors
+    python3 -m venv venv && venv/bin/pip install -r common/tests/compare-requirements.txt
     cargo build --release
     venv/bin/python common/tests/compare_mergekit.py target/release/evolver [DIR]
 
@@ -55,6 +55,24 @@ CASES = [
     ("ramplus_tl", 3, True, {"epsilon": 5e-4}, None),
     ("passthrough", 1, False, {"scale": 0.5}, None),
 ]
+
+
+# Why a method differs by more than rounding, as far as it does.
+REASONS = {
+    "ties": "of magnitudes that tie at the threshold mergekit keeps as many as fit, evolver all: BF16 differences tie often",
+    "breadcrumbs": "as ties",
+    "breadcrumbs_ties": "as ties",
+    "sce": "variances are F64 here and F32 there, and those that tie at the threshold are all selected",
+    "arcee_fusion": "quantiles are exact here; mergekit samples tensors of more than a million elements, and its divergences are F32",
+    "model_stock": "angles are F64 here; mergekit's are F32 or BF16",
+    "nuslerp": "angles and lengths are F64 here; mergekit's are F32 or BF16",
+    "slerp": "angles are F64 here; mergekit's are F32",
+    "multislerp": "angles and lengths are F64 here; mergekit's are F32 or BF16",
+    "karcher": "angles and lengths are F64 here; mergekit's are F32 or BF16, and its tolerance ends the iterations there",
+    "nearswap": "the weight is the quotient of a small difference, which mergekit takes in F32 or BF16",
+    "ram": "a difference at the very threshold counts on one side only",
+    "ramplus_tl": "as ram",
+}
 
 
 def models(folder, dtype):
@@ -123,7 +141,8 @@ def main():
             largest = max((ours[n].float() - theirs[n].float()).abs().max().item() for n in ours)
             unequal = sum((ours[n] != theirs[n]).sum().item() for n in ours) / sum(t.numel() for t in ours.values())
             apart = sum(((ours[n].float() - theirs[n].float()).abs() > 0.01 * scale).sum().item() for n in ours)
-            print(f"{label:<64} {largest:9.1e} {largest / scale:9.1e} {unequal:9.5f} {apart:9d}")
+            reason = REASONS.get(method, "") if apart else ""
+            print(f"{label:<64} {largest:9.1e} {largest / scale:9.1e} {unequal:9.5f} {apart:9d}  {reason}", flush=True)
     if len(sys.argv) <= 2:
         shutil.rmtree(root)
 

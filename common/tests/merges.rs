@@ -5,12 +5,17 @@
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use evolver_common::{
-    checkpoint::{Space, SpaceTensor},
+    checkpoint::{
+        Checkpoint, DigestCache, Dtype, Space, SpaceTensor,
+        write::{Announced, WeightsWriter},
+    },
     digest::Digest,
     merge::{Engine, InMemory, Leaf, METHODS, Method, Options, normalize},
     recipe::{Granularity, Input, Merge, Op, Parameters, Recipe, Value, decode, encode, parse},
+    simd::{self, Level},
 };
 use serde::Deserialize;
+use serde_json::Map;
 
 #[derive(Deserialize)]
 struct Tensor {
@@ -27,6 +32,9 @@ impl Tensor {
 
 type Model = BTreeMap<String, Tensor>;
 
+/// Files of statistics by their digests.
+type Files = Vec<(Digest, Arc<Checkpoint>)>;
+
 #[derive(Deserialize)]
 struct Set {
     base: Model,
@@ -42,6 +50,9 @@ struct Case {
     parameters: Parameters,
     model_parameters: Vec<Parameters>,
     expected: Model,
+    /// Of each model, for the methods that read any.
+    #[serde(default)]
+    statistics: Vec<Model>,
 }
 
 #[derive(Deserialize)]
@@ -89,8 +100,46 @@ fn build(engine: &Engine, recipe: &Recipe, threads: usize) -> InMemory {
 }
 
 fn families() -> Vec<Family> {
-    let files = [include_str!("golden/mergekit.json"), include_str!("golden/pcb.json"), include_str!("golden/recent.json")];
+    let files = [
+        include_str!("golden/mergekit.json"),
+        include_str!("golden/pcb.json"),
+        include_str!("golden/recent.json"),
+        include_str!("golden/measured.json"),
+    ];
     files.into_iter().map(|file| serde_json::from_str(file).unwrap()).collect()
+}
+
+/// A file of statistics with these tensors. It stays mapped when its folder is gone.
+fn statistics(tensors: &Model) -> (Digest, Arc<Checkpoint>) {
+    let folder = tempfile::tempdir().unwrap();
+    let announced: Vec<_> = tensors
+        .iter()
+        .map(|(name, tensor)| Announced { name: name.clone(), dtype: Dtype::F32, shape: tensor.shape.clone() })
+        .collect();
+    let path = folder.path().join("statistics.safetensors");
+    let writer = WeightsWriter::create(&path, &announced, &Map::new()).unwrap();
+    tensors.values().enumerate().for_each(|(index, tensor)| writer.values(index, 0, &tensor.values()).unwrap());
+    writer.finish(false).unwrap();
+    let file = Checkpoint::open(&path).unwrap();
+    (file.digest(&DigestCache::in_memory()).unwrap(), Arc::new(file))
+}
+
+/// Statistics of a model of these tensors: for the method that wants them, plausible numbers under every name that it may ask for.
+fn any_statistics(method: &str, shapes: &[(String, Vec<usize>)], seed: usize) -> (Digest, Arc<Checkpoint>) {
+    let hex = |values: Vec<f32>| hex::encode(values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>());
+    let number = |place: usize| f32::from(Digest::of(format!("{seed} {place}").as_bytes()).as_bytes()[0]) / 256.0;
+    let tensor = |(name, shape): &(String, Vec<usize>)| match (method, shape.as_slice()) {
+        ("regmean", [_, inputs]) => {
+            let rows: Vec<Vec<f32>> =
+                (0..2 * inputs).map(|row| (0..*inputs).map(|k| number(row * inputs + k) - 0.5).collect()).collect();
+            let product = |i: usize, j: usize| rows.iter().map(|row| row[i] * row[j]).sum::<f32>();
+            let values = (0..inputs * inputs).map(|at| product(at / inputs, at % inputs)).collect();
+            Some((name.clone(), Tensor { shape: vec![*inputs; 2], hex: hex(values) }))
+        }
+        ("regmean", _) => None,
+        _ => Some((name.clone(), Tensor { shape: shape.clone(), hex: hex((0..shape.iter().product()).map(number).collect()) })),
+    };
+    statistics(&shapes.iter().filter_map(tensor).collect())
 }
 
 fn values(model: &Model) -> InMemory {
@@ -102,9 +151,14 @@ fn merges_agree_with_the_reference() {
     for family in families() {
         for case in family.cases {
             let set = &family.sets[&case.set];
-            let inputs = (1..)
-                .zip(&case.model_parameters)
-                .map(|(index, parameters)| Input { recipe: leaf(index), parameters: parameters.clone() });
+            let files: Vec<_> = case.statistics.iter().map(statistics).collect();
+            let inputs = (1..).zip(&case.model_parameters).enumerate().map(|(model, (index, parameters))| {
+                let mut parameters = parameters.clone();
+                if let Some((digest, _)) = files.get(model) {
+                    parameters.insert("statistics".into(), Value::Text(digest.to_string()));
+                }
+                Input { recipe: leaf(index), parameters }
+            });
             let merge = Merge {
                 method: case.method.clone(),
                 base: case.with_base.then(|| leaf(0)),
@@ -116,7 +170,9 @@ fn merges_agree_with_the_reference() {
             let recipe = decode(&encode(&parse(&recipe.to_string()).unwrap())).unwrap();
             let shapes: Vec<_> = set.base.iter().map(|(name, tensor)| (name.clone(), tensor.shape.clone())).collect();
             let models: Vec<_> = std::iter::once(&set.base).chain(&set.models).map(values).collect();
-            let built = build(&engine(&shapes, &models, 4096), &recipe, 1);
+            let mut engine = engine(&shapes, &models, 4096);
+            files.into_iter().for_each(|(digest, file)| engine.insert_statistics(digest, file));
+            let built = build(&engine, &recipe, 1);
             for (tensor, (name, expected)) in built.iter().zip(&case.expected) {
                 for (element, (found, expected)) in tensor.iter().zip(expected.values()).enumerate() {
                     let error = (found - expected).abs() / expected.abs().max(1e-6);
@@ -161,9 +217,12 @@ fn models() -> (Vec<(String, Vec<usize>)>, Vec<InMemory>) {
 }
 
 /// A merge by every method, with as many models as it takes and parameters that differ by layer where they may.
-fn every_merge() -> Vec<Recipe> {
+fn every_merge() -> Vec<(Recipe, Files)> {
+    let (shapes, _) = models();
     let merge = |method: &dyn Method| {
         let mut parameters = Parameters::new();
+        let measured = method.parameters().iter().any(|spec| spec.name == "statistics");
+        let files: Files = (0..3).filter(|_| measured).map(|model| any_statistics(method.name(), &shapes, model)).collect();
         for spec in method.parameters() {
             match spec.name {
                 _ if !spec.kind.varies() => {}
@@ -173,7 +232,10 @@ fn every_merge() -> Vec<Recipe> {
             }
         }
         let merge = |count: usize| {
-            let input = |index| Input { recipe: leaf(index), parameters: Parameters::new() };
+            let input = |index: usize| {
+                let digest = files.get(index - 1).map(|(digest, _)| ("statistics".to_owned(), Value::Text(digest.to_string())));
+                Input { recipe: leaf(index), parameters: digest.into_iter().collect() }
+            };
             normalize(Merge {
                 method: method.name().into(),
                 base: Some(leaf(0)),
@@ -182,26 +244,60 @@ fn every_merge() -> Vec<Recipe> {
             })
         };
         let merge = merge(3).or_else(|_| merge(2)).or_else(|_| merge(1)).unwrap();
-        Recipe::new(Op::Merge(merge))
+        (Recipe::new(Op::Merge(merge)), files)
     };
     METHODS.iter().map(|method| merge(*method)).collect()
 }
 
 #[test]
-fn every_method_gives_the_same_bits_whatever_the_blocks_and_threads() {
+fn every_method_gives_the_same_bits_whatever_the_blocks_threads_and_vector_instructions() {
     let (shapes, models) = models();
-    for recipe in every_merge() {
-        let built = build(&engine(&shapes, &models, 4096), &recipe, 1);
+    for (recipe, files) in every_merge() {
+        let build = |block: usize, threads: usize| {
+            let mut engine = engine(&shapes, &models, block);
+            files.iter().for_each(|(digest, file)| engine.insert_statistics(*digest, Arc::clone(file)));
+            build(&engine, &recipe, threads)
+        };
+        let built = build(4096, 1);
         for (block, threads) in [(1, 3), (8192, 2), (1 << 20, 1)] {
-            assert!(built == build(&engine(&shapes, &models, block), &recipe, threads), "blocks of {block}: {recipe}");
+            assert!(built == build(block, threads), "blocks of {block}: {recipe}");
+        }
+        // Other tests that run meanwhile do not mind: no result depends on the level.
+        for level in [Level::Baseline, Level::V3, Level::V4] {
+            simd::limit(level);
+            assert!(built == build(4096, 1), "{level}: {recipe}");
         }
     }
 }
 
 #[test]
+fn statistics_are_shared_between_merges_and_processes_without_a_change_of_bits() {
+    let (shapes, models) = models();
+    let folder = tempfile::tempdir().unwrap();
+    for (merge, files) in every_merge() {
+        let engine = || {
+            let mut engine = engine(&shapes, &models, 4096);
+            files.iter().for_each(|(digest, file)| engine.insert_statistics(*digest, Arc::clone(file)));
+            engine.share_statistics(folder.path());
+            engine
+        };
+        // Another merge over the same inputs, which differs in coefficients alone, comes first.
+        let Op::Merge(mut other) = merge.op().clone() else { panic!("a merge") };
+        let weighted = other.models.iter_mut().filter(|input| input.parameters.contains_key("weight"));
+        weighted.for_each(|input| drop(input.parameters.insert("weight".into(), Value::Number(0.25))));
+        let (first, later) = (engine(), engine());
+        build(&first, &Recipe::new(Op::Merge(other)), 2);
+        let (shared, read) = (build(&first, &merge, 2), build(&later, &merge, 1));
+        first.forget();
+        assert!(shared == read && shared == build(&first, &merge, 1), "{merge}");
+    }
+    assert!(std::fs::read_dir(folder.path()).unwrap().count() > 5, "no statistics were kept");
+}
+
+#[test]
 fn every_method_works_inside_a_recipe() {
     let (shapes, models) = models();
-    for merge in every_merge() {
+    for (merge, files) in every_merge() {
         let parent = Recipe::new(Op::Perturb { parent: leaf(1), deviation: 1e-3, seed: 5 });
         let child = Recipe::new(Op::Crossover {
             target: merge.clone(),
@@ -215,6 +311,7 @@ fn every_method_works_inside_a_recipe() {
         outer.models[0].recipe = child.clone();
         let outer = Recipe::new(Op::Merge(outer));
         let mut engine = engine(&shapes, &models, 4096);
+        files.into_iter().for_each(|(digest, file)| engine.insert_statistics(digest, file));
         let whole = build(&engine, &outer, 2);
         let (merged, other, crossed) = (build(&engine, &merge, 1), build(&engine, &parent, 1), build(&engine, &child, 1));
         for ((merged, other), crossed) in merged.iter().flatten().zip(other.iter().flatten()).zip(crossed.iter().flatten()) {

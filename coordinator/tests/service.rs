@@ -15,7 +15,7 @@ use evolver_coordinator::{
     service::{Coordinator, Options, Replay, StartError, replay, serve},
 };
 use evolver_proto::{
-    PROTOCOL,
+    PROTOCOL, PROTOCOL_OLDEST,
     v1::{self, lease_reply::Outcome, report_reply::Verdict},
 };
 use serde_json::{Value, json};
@@ -66,6 +66,9 @@ async fn a_worker_with_another_protocol_or_an_impossible_name_is_refused_by_a_se
     let folder = tempfile::tempdir().unwrap();
     let served = Served::start(folder.path(), &resolved(|_| ())).await;
     let mut worker = Worker::join(&served.address, "w").await;
+    for served in PROTOCOL_OLDEST..=PROTOCOL {
+        worker.register(served).await.unwrap();
+    }
     let status = worker.register(PROTOCOL + 1).await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert!(status.message().contains("use the same version of evolver on both sides"), "{status}");
@@ -184,35 +187,42 @@ async fn wrong_scores_are_failed_attempts_and_never_results() {
         (|scores| scores.tasks[0].metrics.retain(|metric, _| metric != "macro_f1"), "macro_f1 is missing"),
         (|scores| *scores.tasks[0].metrics.get_mut("accuracy").unwrap() -= 1e-3, "not the mean of its items"),
     ];
-    for (attempt, (spoil, sentence)) in (1..).zip(&spoils) {
+    let mut done = 0;
+    for (spoil, sentence) in &spoils {
         let assignment = worker.lease().await;
-        assert_eq!((token(&assignment).spec, token(&assignment).attempt), (0, attempt));
         let mut result = right(&assignment);
         let v1::report_request::Result::Scores(scores) = &mut result else { panic!() };
         spoil(scores);
         let reply = worker.report(assignment.token, result).await;
         assert_eq!(verdict(&reply), Verdict::Refused);
         assert!(reply.reason.contains(sentence), "{sentence}: {}", reply.reason);
+        // A worker that does nothing well gets no more: this one does something between.
+        let assignment = worker.lease().await;
+        assert_eq!(verdict(&worker.finish(&assignment).await), Verdict::Committed);
+        done += 1;
     }
-    let assignment = worker.lease().await;
-    assert_eq!(verdict(&worker.finish(&assignment).await), Verdict::Committed);
     served.end().await.unwrap();
     let replay = folded(folder.path());
-    assert_eq!((replay.told.len(), replay.failed_attempts.len()), (1, spoils.len()));
+    assert_eq!(replay.failed_attempts.len(), spoils.len());
+    assert!((1..=done).contains(&replay.told.len()), "{}", replay.told.len());
 }
 
 #[tokio::test]
 async fn a_spec_that_fails_too_often_is_given_up_and_the_search_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let served = Served::start(folder.path(), &resolved(|_| ())).await;
-    let mut workers = [Worker::join(&served.address, "v").await, Worker::join(&served.address, "w").await];
+    let names = ["u", "v", "w"];
+    let mut workers = Vec::new();
+    for name in names {
+        workers.push(Worker::join(&served.address, name).await);
+    }
     let poison = START + 3;
-    let mut attempts = 0;
+    let mut attempts = Vec::new();
     'search: loop {
         for worker in &mut workers {
             match worker.ask(short(100)).await.unwrap() {
                 Outcome::Assignment(assignment) if token(&assignment).spec == poison => {
-                    attempts += 1;
+                    attempts.push(worker.name.clone());
                     let class = v1::FailureClass::Crash.into();
                     let failure = v1::Failure { class, message: format!("boom {}", "é".repeat(10_000)) };
                     let reply = worker.report(assignment.token, v1::report_request::Result::Failure(failure)).await;
@@ -224,7 +234,8 @@ async fn a_spec_that_fails_too_often_is_given_up_and_the_search_goes_on() {
             }
         }
     }
-    assert_eq!(attempts, 3);
+    attempts.sort_unstable();
+    assert_eq!(attempts, names, "three workers have failed on it, each once");
     assert!(served.status().finished);
     assert_eq!((served.status().failed, served.status().committed), (1, 12));
     served.end().await.unwrap();
@@ -489,7 +500,7 @@ async fn a_raised_limit_of_seconds_lets_the_search_go_on() {
 }
 
 #[tokio::test]
-async fn a_full_disk_ends_the_coordinator_by_a_sentence_and_acknowledges_nothing() {
+async fn a_journal_that_refuses_ends_the_coordinator_by_a_sentence_and_acknowledges_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let served = Served::start(folder.path(), &resolved(|_| ())).await;
     let mut worker = Worker::join(&served.address, "w").await;

@@ -137,6 +137,9 @@ impl Plan {
         if options.allow_non_finite {
             engine.allow_non_finite();
         }
+        for (digest, file) in &self.statistics {
+            engine.insert_statistics(*digest, Arc::clone(file));
+        }
         for operand in part.base.iter().chain(part.models.iter().map(|(operand, _)| operand)) {
             engine.insert(Recipe::checkpoint(digest(operand)).id(), Arc::new(self.source(part, operand, models)));
         }

@@ -5,15 +5,17 @@ use std::{ops::Range, sync::Arc, time::Instant};
 use evolver_common::{
     checkpoint::{Space, SpaceTensor},
     digest::Digest,
-    merge::{Engine, InMemory, Layers, Leaf, Options},
+    merge::{Engine, InMemory, Leaf, Options},
     recipe::Recipe,
     rng::Stream,
 };
 
 use crate::plan::{Operand, Part, Plan};
 
-/// Elements that are merged as a sample, at most.
-const SAMPLE: usize = 1 << 18;
+/// Elements of the two samples that are merged: the time is a part for each tensor and a part for each element.
+const SAMPLES: [usize; 2] = [1 << 16, 1 << 20];
+/// Tensors of a sample, at most.
+const SAMPLE_TENSORS: usize = 16;
 /// Methods whose time does not grow evenly with the elements, since they decompose matrices.
 const UNEVEN: [&str; 5] = ["tsv", "iso_c", "iso_cts", "knots", "wudi"];
 /// What a process needs besides the engine's buffers.
@@ -92,47 +94,59 @@ impl Plan {
         merged + self.kept.iter().map(|(_, model, name)| size(*model, name)).sum::<u64>()
     }
 
-    /// A small part with the same parameters at its tensors: as many as fit the sample, cut to some rows.
-    fn shrunk(part: &Part) -> (Space, Layers, usize) {
-        let count = part.space.tensors.len().clamp(1, 16);
+    /// A small part with the same parameters at its tensors: some of them, cut to about `elements` in all.
+    fn shrunk(part: &Part, elements: usize) -> Space {
+        let count = part.space.tensors.len().clamp(1, SAMPLE_TENSORS);
         let step = part.space.tensors.len().div_ceil(count).max(1);
         let chosen: Vec<_> = part.space.tensors.iter().step_by(step).collect();
-        let share = SAMPLE / chosen.len().max(1);
+        let share = elements / chosen.len().max(1);
         let cut = |tensor: &&SpaceTensor| {
             let mut shape = tensor.shape.clone();
-            for side in &mut shape {
-                *side = (*side).min(256);
-            }
             while shape.iter().product::<usize>() > share {
                 let Some(side) = shape.iter_mut().max() else { break };
                 *side = side.div_ceil(2);
             }
             SpaceTensor { name: tensor.name.clone(), elements: shape.iter().product(), shape }
         };
-        let space = Space { tensors: chosen.iter().map(cut).collect() };
-        let elements = space.elements();
-        (space.clone(), Layers::new(&space), elements)
+        Space { tensors: chosen.iter().map(cut).collect() }
     }
 
-    /// Builds a part's sample twice: the first time also starts threads and touches memory.
+    /// Builds a part's samples, and tells from them how long the part would take.
     fn sample(&self, part: &Part) -> Option<Sample> {
-        let mut out = InMemory::new();
-        let (engine, recipe, _) = self.sampled(part)?;
-        let whole_tensors = engine.needs_whole_tensors(&recipe).ok()?;
-        engine.build(&recipe, &mut out, &[]).ok()?;
-        let (engine, _, elements) = self.sampled(part)?;
-        let began = Instant::now();
-        engine.build(&recipe, &mut out, &[]).ok()?;
+        let whole_tensors = {
+            let (engine, recipe) = self.sampled(part, Self::shrunk(part, SAMPLES[0]))?;
+            engine.needs_whole_tensors(&recipe).ok()?
+        };
+        if UNEVEN.contains(&self.config.method.as_str()) {
+            return Some(Sample { whole_tensors, seconds: None });
+        }
+        // The better of two runs: the first also starts threads and touches memory.
+        let time = |elements: usize| {
+            let space = Self::shrunk(part, elements);
+            let mut best = f64::INFINITY;
+            for _ in 0..2 {
+                let (engine, recipe) = self.sampled(part, space.clone())?;
+                let mut out = InMemory::new();
+                let began = Instant::now();
+                engine.build(&recipe, &mut out, &[]).ok()?;
+                best = best.min(began.elapsed().as_secs_f64());
+            }
+            Some((best, space))
+        };
+        let ((short, small), (long, large)) = (time(SAMPLES[0])?, time(SAMPLES[1])?);
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-        let ratio = part.space.elements() as f64 / elements.max(1) as f64;
-        let even = !UNEVEN.contains(&self.config.method.as_str());
-        Some(Sample { whole_tensors, seconds: even.then(|| began.elapsed().as_secs_f64() * ratio) })
+        let count = |number: usize| number as f64;
+        let grown = count(large.elements()) - count(small.elements());
+        let each = if grown > 0.0 { ((long - short) / grown).max(0.0) } else { long / count(large.elements().max(1)) };
+        let fixed = (short - each * count(small.elements())).max(0.0) / count(small.tensors.len().max(1));
+        let seconds = fixed * count(part.space.tensors.len()) + each * count(part.space.elements());
+        Some(Sample { whole_tensors, seconds: Some(seconds) })
     }
 
-    fn sampled(&self, part: &Part) -> Option<(Engine, Recipe, usize)> {
-        let (space, layers, elements) = Self::shrunk(part);
+    /// An engine over drawn values in the place of the part's models.
+    fn sampled(&self, part: &Part, space: Space) -> Option<(Engine, Recipe)> {
         let space = Arc::new(space);
-        let mut engine = Engine::with_layers(Arc::clone(&space), layers, Options::default());
+        let mut engine = Engine::new(Arc::clone(&space), Options::default());
         let operands: Vec<_> = part.base.iter().chain(part.models.iter().map(|(operand, _)| operand)).collect();
         let digest =
             |operand: &Operand| Digest::of(format!("{:?}", operands.iter().position(|other| *other == operand)).as_bytes());
@@ -141,7 +155,7 @@ impl Plan {
             let model = (0..space.tensors.len()).map(|tensor| drawn(seed as u64, &space.tensors[tensor])).collect();
             engine.insert(Recipe::checkpoint(digest(operand)).id(), Arc::new(Drawn(model)));
         }
-        Some((engine, recipe, elements))
+        Some((engine, recipe))
     }
 }
 

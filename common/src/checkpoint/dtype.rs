@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use half::{bf16, f16};
+use crate::simd;
 
 /// Type of a tensor's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -91,39 +91,161 @@ impl Dtype {
         !matches!(self, Self::Integer(_))
     }
 
-    /// Converts little-endian elements to F32; `bytes` holds as many elements as `out`. Integers convert by value.
+    /// Converts little-endian elements to F32; `bytes` holds as many elements as `out`. Integers convert to zero.
     pub(super) fn to_f32(self, bytes: &[u8], out: &mut [f32]) {
         match self {
             Self::F32 => convert(bytes, out, f32::from_le_bytes),
-            Self::F16 => convert(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
-            Self::Bf16 => convert(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
+            Self::F16 => convert(
+                bytes,
+                out,
+                #[inline(always)]
+                |b| widen_f16(u16::from_le_bytes(b)),
+            ),
+            Self::Bf16 => convert(
+                bytes,
+                out,
+                #[inline(always)]
+                |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16),
+            ),
             #[expect(clippy::cast_possible_truncation, reason = "rounding F64 to F32 is what is wanted")]
-            Self::F64 => convert(bytes, out, |b| f64::from_le_bytes(b) as f32),
+            Self::F64 => convert(
+                bytes,
+                out,
+                #[inline(always)]
+                |b| f64::from_le_bytes(b) as f32,
+            ),
             Self::Integer(_) => out.fill(0.0),
         }
     }
 
-    /// Rounds F32 elements to this type and appends them, little-endian.
-    pub(super) fn extend_from_f32(self, values: &[f32], out: &mut Vec<u8>) {
+    /// Rounds F32 elements to this type, to the nearest and ties to even, and writes them over `out`, little-endian.
+    pub(super) fn fill_from_f32(self, values: &[f32], out: &mut Vec<u8>) {
+        out.resize(values.len() * self.size(), 0);
         match self {
-            Self::F32 => out.extend(values.iter().flat_map(|v| v.to_le_bytes())),
-            Self::F16 => out.extend(values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes())),
-            Self::Bf16 => out.extend(values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes())),
-            Self::F64 => out.extend(values.iter().flat_map(|v| f64::from(*v).to_le_bytes())),
-            Self::Integer(_) => {}
+            Self::F32 => store(values, out, f32::to_le_bytes),
+            Self::F16 => store(
+                values,
+                out,
+                #[inline(always)]
+                |v| narrow_f16(v).to_le_bytes(),
+            ),
+            Self::Bf16 => store(
+                values,
+                out,
+                #[inline(always)]
+                |v| narrow_bf16(v).to_le_bytes(),
+            ),
+            Self::F64 => store(
+                values,
+                out,
+                #[inline(always)]
+                |v| f64::from(v).to_le_bytes(),
+            ),
+            Self::Integer(_) => out.clear(),
         }
     }
 }
 
 fn convert<const N: usize>(bytes: &[u8], out: &mut [f32], one: impl Fn([u8; N]) -> f32) {
-    let (chunks, _) = bytes.as_chunks::<N>();
-    for (out, chunk) in out.iter_mut().zip(chunks) {
-        *out = one(*chunk);
-    }
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            let (chunks, _) = bytes.as_chunks::<N>();
+            for (out, chunk) in out.iter_mut().zip(chunks) {
+                *out = one(*chunk);
+            }
+        },
+    );
+}
+
+fn store<const N: usize>(values: &[f32], out: &mut [u8], one: impl Fn(f32) -> [u8; N]) {
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            let (chunks, _) = out.as_chunks_mut::<N>();
+            for (chunk, value) in chunks.iter_mut().zip(values) {
+                *chunk = one(*value);
+            }
+        },
+    );
+}
+
+/// F16 to F32, exactly, without a branch, so that loops over it vectorise.
+#[inline(always)]
+fn widen_f16(bits: u16) -> f32 {
+    let bits = u32::from(bits);
+    let (sign, magnitude) = ((bits & 0x8000) << 16, bits & 0x7fff);
+    // Exponents are biased by 15 and by 127; infinities and NaN have the largest of either.
+    let normal = (magnitude << 13) + (112 << 23);
+    let special = (magnitude << 13) | 0x7f80_0000;
+    #[expect(clippy::cast_precision_loss, reason = "at most 10 bits")]
+    let subnormal = (magnitude as f32 * 2f32.powi(-24)).to_bits();
+    let wide = if magnitude >= 0x7c00 { special } else { normal };
+    f32::from_bits(sign | if magnitude < 0x400 { subnormal } else { wide })
+}
+
+/// F32 to F16, to the nearest and ties to even, without a branch.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "16 bits are left")]
+fn narrow_f16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let (sign, magnitude) = ((bits >> 16) & 0x8000, bits & 0x7fff_ffff);
+    let normal = ((magnitude + 0xfff + ((magnitude >> 13) & 1)) >> 13).wrapping_sub(112 << 10);
+    // Adding 0.5 rounds what is below 2^-14 to multiples of 2^-24, in the low bits.
+    let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+    let finite = if magnitude < 0x3880_0000 { subnormal } else { normal };
+    let special = if magnitude > 0x7f80_0000 { 0x7e00 | ((magnitude >> 13) & 0x3ff) } else { 0x7c00 };
+    (sign | if magnitude >= 0x477f_f000 { special } else { finite }) as u16
+}
+
+/// F32 to BF16, to the nearest and ties to even, without a branch.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "16 bits are left")]
+fn narrow_bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    let nan = (bits >> 16) | 0x40;
+    (if bits & 0x7fff_ffff > 0x7f80_0000 { nan } else { rounded }) as u16
 }
 
 impl fmt::Display for Dtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+
+    use super::*;
+
+    #[test]
+    fn every_f16_widens_as_the_half_crate_has_it() {
+        for bits in 0..=u16::MAX {
+            let (ours, theirs) = (widen_f16(bits), f16::from_bits(bits).to_f32());
+            assert!(ours.to_bits() == theirs.to_bits() || ours.is_nan() && theirs.is_nan(), "{bits:#x}");
+        }
+    }
+
+    #[test]
+    fn f32_narrows_as_the_half_crate_has_it() {
+        // Every exponent and sign, with mantissas at and around the places where rounding turns.
+        let mantissas = [
+            0, 1, 0xfff, 0x1000, 0x1001, 0x1fff, 0x2000, 0x3000, 0x7fff, 0x8000, 0x8001, 0x1_8000, 0x40_0000, 0x7f_efff,
+            0x7f_f000, 0x7f_ffff,
+        ];
+        for high in 0..512u32 {
+            for mantissa in mantissas {
+                let value = f32::from_bits(high << 23 | mantissa);
+                let (half, brain) = (f16::from_f32(value), bf16::from_f32(value));
+                if value.is_nan() {
+                    assert!(f16::from_bits(narrow_f16(value)).is_nan() && bf16::from_bits(narrow_bf16(value)).is_nan());
+                } else {
+                    assert_eq!(narrow_f16(value), half.to_bits(), "{value:e}");
+                    assert_eq!(narrow_bf16(value), brain.to_bits(), "{value:e}");
+                }
+            }
+        }
     }
 }

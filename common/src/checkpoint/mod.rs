@@ -25,5 +25,5 @@ pub use self::{
     dtype::Dtype,
     fit::{Difference, Patterns, Space, SpaceTensor, fit},
     header::{HeaderError, check_header},
-    open::{ChangedError, Checkpoint, NonFiniteError, OpenError, ReadError, TensorInfo, View, check_index},
+    open::{ChangedError, Checkpoint, NonFiniteError, OpenError, ReadError, Slot, TensorInfo, View, check_index},
 };

@@ -159,6 +159,15 @@ pub struct View<'a> {
     values: Values<'a>,
 }
 
+/// The place of a tensor that is stored as it is, so that reading it block by block needs no name.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot {
+    file: usize,
+    start: usize,
+    dtype: Dtype,
+    elements: usize,
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Values<'a> {
     Bytes(&'a [u8]),
@@ -330,6 +339,25 @@ impl Checkpoint {
             },
         };
         Ok(View { dtype: info.dtype, elements: info.elements(), values })
+    }
+
+    /// The place of a tensor in one of the checkpoint's own files; `None` if it is not stored there as it is.
+    #[must_use]
+    pub fn slot(&self, name: &str) -> Option<Slot> {
+        let info = self.tensors.get(name)?;
+        match self.places.get(name)? {
+            Place::File { file, start } => {
+                Some(Slot { file: *file, start: *start, dtype: info.dtype, elements: info.elements() })
+            }
+            Place::Base | Place::Changed(..) => None,
+        }
+    }
+
+    /// The tensor at a place that [`Checkpoint::slot`] of this checkpoint gave.
+    #[must_use]
+    pub fn at(&self, slot: Slot) -> View<'_> {
+        let Slot { file, start, dtype, elements } = slot;
+        View { dtype, elements, values: Values::Bytes(&self.files[file].bytes()[start..start + elements * dtype.size()]) }
     }
 
     /// Reads the flat, row-major `elements` of a tensor as F32.

@@ -4,10 +4,14 @@
 //! temporary is removed.
 
 use std::{
+    cell::RefCell,
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use serde_json::{Map, Value, json};
@@ -31,6 +35,9 @@ pub const TOKENIZER_FILES: [&str; 11] = [
 ];
 /// Further files that are copied with a model as they are.
 const OTHER_FILES: [&str; 3] = ["generation_config.json", "preprocessor_config.json", "processor_config.json"];
+
+/// Elements that are rounded and written at a time: what a thread's buffer holds.
+const WRITE_ELEMENTS: usize = 1 << 16;
 
 /// A folder that cannot be written.
 #[derive(Debug, Error)]
@@ -82,6 +89,21 @@ fn sync_folder(folder: Option<&Path>) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
+/// Folders under construction, for [`abandon`].
+static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Removes every folder under construction; for a process that is about to end before its writers do.
+pub fn abandon() {
+    for folder in UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        // A thread may still begin a file in it while the others are removed.
+        for _ in 0..3 {
+            if fs::remove_dir_all(&folder).is_ok() {
+                break;
+            }
+        }
+    }
+}
+
 /// A folder that appears whole or not at all.
 #[derive(Debug)]
 pub struct FolderWriter {
@@ -100,8 +122,10 @@ impl FolderWriter {
         }
         let target = std::path::absolute(target).unwrap_or_else(|_| target.to_owned());
         let temporary = temporary_beside(&target);
-        fs::create_dir_all(&temporary).map_err(at(&temporary))?;
-        Ok(Self { target, temporary })
+        UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).push(temporary.clone());
+        let writer = Self { target, temporary };
+        fs::create_dir_all(&writer.temporary).map_err(at(&writer.temporary))?;
+        Ok(writer)
     }
 
     /// Where the folder's files are written until it is complete.
@@ -171,6 +195,7 @@ impl Drop for FolderWriter {
     fn drop(&mut self) {
         // After a rename there is nothing left under this name.
         fs::remove_dir_all(&self.temporary).ok();
+        UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).retain(|folder| *folder != self.temporary);
     }
 }
 
@@ -251,9 +276,15 @@ impl WeightsWriter {
         if let (Dtype::F32, Some(bytes)) = (dtype, map::as_bytes(values)) {
             return write_at(&self.file, bytes, start).map_err(at(&self.path));
         }
-        let mut buffer = Vec::with_capacity(values.len() * dtype.size());
-        dtype.extend_from_f32(values, &mut buffer);
-        write_at(&self.file, &buffer, start).map_err(at(&self.path))
+        thread_local! {
+            static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        BUFFER.with_borrow_mut(|buffer| {
+            values.chunks(WRITE_ELEMENTS).zip((start..).step_by(WRITE_ELEMENTS * dtype.size())).try_for_each(|(values, start)| {
+                dtype.fill_from_f32(values, buffer);
+                write_at(&self.file, buffer, start).map_err(at(&self.path))
+            })
+        })
     }
 
     /// Writes a tensor as it stands in `checkpoint`; it was announced with the type that it has there.

@@ -4,13 +4,23 @@
 //! tensors of more than a million elements.
 
 use super::{
-    Base, Combine, Inputs, Method, ParameterSpec, Pass, Settings, elementary::exp, round, slerp::one_model, task_vector,
+    Base, Combine, Inputs, Method, ParameterSpec, Pass, Settings,
+    elementary::{exp, ln},
+    order::Selector,
+    round,
+    slerp::one_model,
+    statistics, task_vector,
 };
-use crate::recipe::Merge;
+use crate::{recipe::Merge, simd};
 
 pub(super) struct ArceeFusion;
 
-struct Fusion;
+struct Fusion {
+    /// `[tensor][line]`: how far the model's softmax is from the base's.
+    divergences: Vec<Vec<f64>>,
+    /// For each tensor: importances from here on are the model's.
+    thresholds: Vec<f32>,
+}
 
 /// Added to every probability.
 const EPS: f64 = 1e-8;
@@ -36,47 +46,103 @@ impl Method for ArceeFusion {
         one_model(merge)
     }
 
-    fn prepare(&self, _settings: &Settings, _pass: &Pass<'_>) -> Box<dyn Combine> {
-        Box::new(Fusion)
+    fn prepare(&self, _settings: &Settings, pass: &Pass<'_>) -> Box<dyn Combine> {
+        let jobs = pass.jobs_by(|_, shape| line(shape));
+        let pass = pass.with(&jobs);
+        let mut this = Fusion { divergences: divergences(&pass), thresholds: vec![f32::INFINITY; pass.elements().len()] };
+        let selector = Selector::default();
+        for tensor in (0..pass.elements().len()).filter(|tensor| pass.elements()[*tensor] > 0) {
+            let ranks = [0.25, 0.5, 0.75].map(|share| rank(share, pass.elements()[tensor]));
+            let found = selector.select(&pass, Some(tensor), &[ranks.to_vec()], |inputs, rows| {
+                rows.iter_mut().for_each(|row| this.importances(inputs, row));
+            });
+            let quartiles: Vec<_> = found[0].iter().map(|value| f64::from(*value)).collect();
+            this.thresholds[tensor] = round(quartiles[1] + 1.5 * (quartiles[2] - quartiles[0]));
+        }
+        Box::new(this)
     }
+}
+
+/// Elements of a line: along the last side.
+fn line(shape: &[usize]) -> usize {
+    shape.last().copied().unwrap_or(1).max(1)
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a rank")]
+fn rank(share: f64, elements: usize) -> u64 {
+    (share * (elements - 1) as f64) as u64
+}
+
+/// `[tensor][line]`: the Kullback-Leibler divergence of the model's softmax from the base's.
+fn divergences(pass: &Pass<'_>) -> Vec<Vec<f64>> {
+    let parts = pass.fold(
+        None,
+        || (Vec::new(), [Vec::new(), Vec::new()]),
+        |(parts, [p, q]): &mut (Vec<(usize, usize, f64)>, [Vec<f64>; 2]), inputs| {
+            let line = line(inputs.shape);
+            for (number, (model, base)) in inputs.models[0].chunks(line).zip(inputs.base.chunks(line)).enumerate() {
+                softmax(model, p);
+                softmax(base, q);
+                simd::dispatch(
+                    #[inline(always)]
+                    || p.iter_mut().zip(&*q).for_each(|(p, q)| *p *= ln(*p / q)),
+                );
+                parts.push((inputs.tensor, inputs.offset / line + number, statistics::total(p)));
+            }
+        },
+        |(mut a, buffers), (b, _)| {
+            a.extend(b);
+            (a, buffers)
+        },
+    );
+    let mut parts = parts.0;
+    parts.sort_unstable_by_key(|(tensor, line, _)| (*tensor, *line));
+    let mut table = vec![Vec::new(); pass.elements().len()];
+    parts.into_iter().for_each(|(tensor, _, divergence)| table[tensor].push(divergence));
+    table
 }
 
 /// Softmax of a line, plus [`EPS`].
 fn softmax(line: &[f32], out: &mut Vec<f64>) {
+    out.resize(line.len(), 0.0);
     let top = f64::from(line.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    out.clear();
-    out.extend(line.iter().map(|x| exp(f64::from(*x) - top)));
-    let sum: f64 = out.iter().sum();
-    out.iter_mut().for_each(|p| *p = *p / sum + EPS);
+    simd::dispatch(
+        #[inline(always)]
+        || out.iter_mut().zip(line).for_each(|(out, x)| *out = exp(f64::from(*x) - top)),
+    );
+    let scale = 1.0 / statistics::total(out);
+    out.iter_mut().for_each(|p| *p = *p * scale + EPS);
+}
+
+impl Fusion {
+    /// The changes' magnitudes times their lines' divergences.
+    fn importances(&self, inputs: &Inputs<'_>, out: &mut [f32]) {
+        let line = line(inputs.shape);
+        let divergences = &self.divergences[inputs.tensor][inputs.offset / line..];
+        let lines = out.chunks_mut(line).zip(inputs.base.chunks(line)).zip(inputs.models[0].chunks(line));
+        for (((out, base), model), divergence) in lines.zip(divergences) {
+            simd::dispatch(
+                #[inline(always)]
+                || {
+                    for ((out, base), model) in out.iter_mut().zip(base).zip(model) {
+                        *out = round(f64::from(task_vector(*model, *base).abs()) * divergence);
+                    }
+                },
+            );
+        }
+    }
 }
 
 impl Combine for Fusion {
     fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]) {
-        let (base, model) = (inputs.base, inputs.models[0]);
-        let line = inputs.shape.last().copied().unwrap_or(1).max(1);
-        let (mut p, mut q) = (Vec::new(), Vec::new());
-        for ((out, base), model) in out.chunks_mut(line).zip(base.chunks(line)).zip(model.chunks(line)) {
-            softmax(model, &mut p);
-            softmax(base, &mut q);
-            let divergence: f64 = p.iter().zip(&q).map(|(p, q)| p * libm::log(p / q)).sum();
-            for ((out, base), model) in out.iter_mut().zip(base).zip(model) {
-                *out = round(f64::from(task_vector(*model, *base).abs()) * divergence);
-            }
-        }
-        // `out` holds the importance; its quartiles are found on a copy.
-        let mut ranked = out.to_vec();
-        let quartiles = [0.25, 0.5, 0.75].map(|share| {
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "an index")]
-            let index = (share * (ranked.len() - 1) as f64) as usize;
-            f64::from(*ranked.select_nth_unstable_by(index, f32::total_cmp).1)
-        });
-        let threshold = round(quartiles[1] + 1.5 * (quartiles[2] - quartiles[0]));
-        for ((out, base), model) in out.iter_mut().zip(base).zip(model) {
+        self.importances(inputs, out);
+        let threshold = self.thresholds[inputs.tensor];
+        for ((out, base), model) in out.iter_mut().zip(inputs.base).zip(inputs.models[0]) {
             *out = if *out >= threshold { *model } else { *base };
         }
     }
 
-    fn whole_tensors(&self) -> bool {
-        true
+    fn unit(&self, _tensor: usize, shape: &[usize]) -> usize {
+        line(shape)
     }
 }

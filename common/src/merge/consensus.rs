@@ -4,8 +4,10 @@
 //! `k` tasks (selfish or catastrophic ones) are dropped from T; the result is `base + lambda * T` on the others.
 
 use super::{
-    Base, Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings, linear::WEIGHT, round,
-    task_arithmetic::LAMBDA, task_vector,
+    Base, Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings,
+    lanes::{self, LANES},
+    linear::WEIGHT,
+    task_arithmetic::LAMBDA,
 };
 
 pub(super) struct Consensus;
@@ -64,14 +66,34 @@ impl Method for Consensus {
 }
 
 impl Combine for Masks {
+    #[expect(clippy::cast_precision_loss, reason = "a count of models")]
     fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]) {
-        let (weights, tall) = (&self.weights[inputs.tensor], &self.tall[inputs.tensor]);
-        for (element, out) in out.iter_mut().enumerate() {
-            let base = inputs.base[element];
-            let deltas = || inputs.models.iter().map(|model| f64::from(task_vector(model[element], base)));
-            let total: f64 = deltas().zip(weights).map(|(delta, weight)| weight * delta).sum();
-            let matters = deltas().zip(tall).filter(|(delta, tall)| delta.abs() > *tall * (total - delta).abs()).count();
-            *out = if matters as u64 >= self.k { round(f64::from(base) + self.lambda[inputs.tensor] * total) } else { base };
-        }
+        let (weights, tall) = (self.weights[inputs.tensor].as_slice(), self.tall[inputs.tensor].as_slice());
+        let (lambda, k) = (self.lambda[inputs.tensor], self.k as f64);
+        lanes::map(
+            inputs,
+            out,
+            #[inline(always)]
+            |chunk| {
+                let (mut total, mut matters) = ([0.0; LANES], [0.0; LANES]);
+                for (model, weight) in weights.iter().enumerate() {
+                    let delta = chunk.delta(model);
+                    for l in 0..LANES {
+                        total[l] += weight * delta[l];
+                    }
+                }
+                for (model, tall) in tall.iter().enumerate() {
+                    let delta = chunk.delta(model);
+                    for l in 0..LANES {
+                        matters[l] += if delta[l].abs() > tall * (total[l] - delta[l]).abs() { 1.0 } else { 0.0 };
+                    }
+                }
+                let mut merged = chunk.base();
+                for l in 0..LANES {
+                    merged[l] += if matters[l] >= k { lambda * total[l] } else { 0.0 };
+                }
+                merged
+            },
+        );
     }
 }

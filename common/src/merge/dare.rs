@@ -8,7 +8,10 @@ use super::{
     Base, Combine, Method, ParameterSpec, Pass, Settings,
     sparse::{COMMON, Piece, RESCALE_BY, SEED, Sparse, Sparsify, normalize, rescale, streams},
 };
-use crate::rng::{self, Stream};
+use crate::{
+    rng::{self, Stream},
+    simd,
+};
 
 /// The weighted sum of what is left.
 pub(super) struct DareLinear;
@@ -16,6 +19,9 @@ pub(super) struct DareLinear;
 pub(super) struct DareTies;
 
 const PARAMETERS: &[ParameterSpec] = &[COMMON[0], COMMON[1], COMMON[2], normalize(false), rescale(true), RESCALE_BY, SEED];
+
+/// Numbers that are drawn at a time.
+const DRAWS: usize = 1024;
 
 struct Dropout {
     /// `[tensor][model]`: density.
@@ -36,17 +42,26 @@ fn prepare(settings: &Settings, pass: &Pass<'_>, elect: bool) -> Box<dyn Combine
 }
 
 impl Sparsify for Dropout {
-    fn mask(&self, piece: &Piece<'_>, values: &mut [f64]) {
-        let density = self.densities[piece.tensor][piece.model];
+    fn draw(&self, piece: &Piece<'_>, factors: &mut [f64]) {
+        let density = self.densities[piece.tensor()][piece.model];
         if density >= 1.0 {
             return;
         }
         let threshold = rng::threshold(density);
-        let factor = if self.divide[piece.tensor] { 1.0 / density } else { 1.0 };
-        let mut draws = vec![0; values.len()];
-        self.streams[piece.tensor][piece.model].fill(piece.offset as u64, &mut draws);
-        for (value, draw) in values.iter_mut().zip(draws) {
-            *value = if u64::from(draw) < threshold { *value * factor } else { 0.0 };
+        let kept = if self.divide[piece.tensor()] { 1.0 / density } else { 1.0 };
+        let stream = &self.streams[piece.tensor()][piece.model];
+        let mut draws = [0; DRAWS];
+        for (start, factors) in (piece.offset()..).step_by(DRAWS).zip(factors.chunks_mut(DRAWS)) {
+            let draws = &mut draws[..factors.len()];
+            stream.fill(start, draws);
+            simd::dispatch(
+                #[inline(always)]
+                || {
+                    for (factor, draw) in factors.iter_mut().zip(&*draws) {
+                        *factor = if rng::falls(*draw, threshold) { kept } else { 0.0 };
+                    }
+                },
+            );
         }
     }
 }

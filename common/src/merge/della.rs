@@ -6,12 +6,13 @@
 //! rescaling (`l1`) or the paper's, by each element's probability (`density`).
 
 use super::{
-    Base, Combine, Default, Kind, Method, ParameterSpec, Pass, Scope, Settings, round,
+    Base, Combine, Default, Kind, Method, ParameterSpec, Pass, Scope, Settings,
     sparse::{COMMON, Piece, RESCALE_BY, SEED, Sparse, Sparsify, normalize, rescale, streams},
 };
 use crate::{
     recipe::{Merge, Parameters, Value},
     rng::{self, Stream},
+    simd,
 };
 
 /// With TIES's election of signs.
@@ -77,46 +78,133 @@ fn all_numbers(value: &Value) -> Vec<f64> {
 }
 
 impl Sparsify for MagPrune {
-    fn piece(&self, shape: &[usize]) -> usize {
+    fn unit(&self, shape: &[usize]) -> usize {
         // The lines along the second side that share an index of the first; a vector is one line.
         if shape.len() < 2 { shape.iter().product() } else { shape[1..].iter().product() }
     }
 
-    fn whole_tensors(&self) -> bool {
-        true
-    }
-
-    fn mask(&self, piece: &Piece<'_>, values: &mut [f64]) {
-        let (density, epsilon) = (self.densities[piece.tensor][piece.model], self.epsilons[piece.tensor][piece.model]);
+    fn draw(&self, piece: &Piece<'_>, factors: &mut [f64]) {
+        let density = self.densities[piece.tensor()][piece.model];
         if density >= 1.0 {
             return;
         }
         if density <= 0.0 {
-            return values.fill(0.0);
+            return factors.fill(0.0);
         }
-        let inner: usize = piece.shape.get(2..).unwrap_or(&[]).iter().product();
-        let length = values.len() / inner.max(1);
-        let mut draws = vec![0; values.len()];
-        self.streams[piece.tensor][piece.model].fill(piece.offset as u64, &mut draws);
-        let mut line = Vec::with_capacity(length);
-        for first in 0..inner {
-            line.clear();
-            // Magnitudes order like their bits; the place below them breaks ties.
-            line.extend((0..length).map(|index| {
-                let magnitude = round(values[first + index * inner].abs());
-                (u64::from(magnitude.to_bits()) << 32) | index as u64
-            }));
-            line.sort_unstable();
-            for (rank, key) in line.iter().enumerate() {
-                #[expect(clippy::cast_precision_loss, reason = "a place in a line")]
-                let place = if length > 1 { rank as f64 / (length - 1) as f64 } else { 0.5 };
-                let probability = density - epsilon + place * 2.0 * epsilon;
-                let at = first + (key & 0xffff_ffff) as usize * inner;
-                let factor = if self.divide[piece.tensor] { 1.0 / probability } else { 1.0 };
-                values[at] = if u64::from(draws[at]) < rng::threshold(probability) { values[at] * factor } else { 0.0 };
+        let (mut magnitudes, mut draws) = (Vec::new(), vec![0; factors.len()]);
+        piece.magnitudes(&mut magnitudes);
+        self.streams[piece.tensor()][piece.model].fill(piece.offset(), &mut draws);
+        let line = Line { density, epsilon: self.epsilons[piece.tensor()][piece.model], divide: self.divide[piece.tensor()] };
+        // A line's elements stand `inner` apart; a piece may hold lines of several rows of a matrix.
+        let inner: usize = piece.shape().get(2..).unwrap_or(&[]).iter().product();
+        let length = (self.unit(piece.shape()) / inner.max(1)).max(1);
+        if inner == 1 {
+            let lines = magnitudes.chunks(length).zip(draws.chunks(length)).zip(factors.chunks_mut(length));
+            lines.for_each(|((magnitudes, draws), factors)| line.draw(magnitudes, draws, factors));
+            return;
+        }
+        for block in 0..factors.len() / (length * inner).max(1) {
+            for first in (0..inner).map(|first| block * length * inner + first) {
+                let along = |numbers: &[u32]| (0..length).map(|index| numbers[first + index * inner]).collect::<Vec<_>>();
+                let mut of_line = vec![1.0; length];
+                line.draw(&along(&magnitudes), &along(&draws), &mut of_line);
+                of_line.iter().enumerate().for_each(|(index, factor)| factors[first + index * inner] = *factor);
             }
         }
     }
+}
+
+/// How one line is pruned.
+struct Line {
+    density: f64,
+    epsilon: f64,
+    divide: bool,
+}
+
+/// Most bins that a line's magnitudes are sorted into, and the powers of two that they span.
+const BINS: usize = 1024;
+const OCTAVES: usize = 16;
+/// Bits of an F32's mantissa.
+const MANTISSA: u32 = 23;
+/// Elements from which on a line is sorted outright.
+const LONG: usize = 1 << 16;
+
+impl Line {
+    /// The probability of being kept at a rank.
+    #[inline(always)]
+    #[expect(clippy::cast_precision_loss, reason = "a place in a line")]
+    fn probability(&self, rank: usize, length: usize) -> f64 {
+        let place = if length > 1 { rank as f64 / (length - 1) as f64 } else { 0.5 };
+        self.density - self.epsilon + place * 2.0 * self.epsilon
+    }
+
+    fn draw(&self, magnitudes: &[u32], draws: &[u32], factors: &mut [f64]) {
+        if self.divide || magnitudes.len() >= LONG {
+            self.draw_by_sort(magnitudes, draws, factors);
+        } else {
+            self.draw_by_bins(magnitudes, draws, factors);
+        }
+    }
+
+    fn draw_by_sort(&self, magnitudes: &[u32], draws: &[u32], factors: &mut [f64]) {
+        // The place below the magnitude breaks ties.
+        let mut line: Vec<_> =
+            magnitudes.iter().enumerate().map(|(index, magnitude)| (u64::from(*magnitude) << 32) | index as u64).collect();
+        line.sort_unstable();
+        for (rank, key) in line.iter().enumerate() {
+            let at = (key & 0xffff_ffff) as usize;
+            let probability = self.probability(rank, line.len());
+            let kept = if self.divide { 1.0 / probability } else { 1.0 };
+            factors[at] = if rng::falls(draws[at], rng::threshold(probability)) { kept } else { 0.0 };
+        }
+    }
+
+    /// The same without a sort: probabilities grow with the rank, so nearly all draws are decided by the ranks that an element's bin may have. Only for
+    /// the few others the rank is counted.
+    fn draw_by_bins(&self, magnitudes: &[u32], draws: &[u32], factors: &mut [f64]) {
+        let length = magnitudes.len();
+        let bins = length.next_power_of_two().clamp(4 * OCTAVES, BINS);
+        let shift = MANTISSA - (bins / OCTAVES).ilog2();
+        let top = simd::dispatch(
+            #[inline(always)]
+            || magnitudes.iter().fold(0, |top, magnitude| top.max(*magnitude)),
+        );
+        #[expect(clippy::cast_possible_truncation, reason = "at most 1024 bins")]
+        let lowest = (top >> shift).saturating_sub(bins as u32 - 1);
+        let bin = |magnitude: u32| (magnitude >> shift).saturating_sub(lowest) as usize % BINS;
+        let mut counts = [0u32; BINS];
+        magnitudes.iter().for_each(|magnitude| counts[bin(*magnitude)] += 1);
+        // Draws below the first number of a bin are kept, those from the second on are dropped. No probability is 1, so they fit 32 bits.
+        let mut bounds = [(0, 0); BINS];
+        let mut before = 0;
+        for (bounds, count) in bounds.iter_mut().zip(&counts[..bins]).filter(|(_, count)| **count > 0) {
+            let threshold = |rank| u32::try_from(rng::threshold(self.probability(rank, length))).unwrap_or(u32::MAX);
+            let count = *count as usize;
+            *bounds = (threshold(before), threshold(before + count - 1));
+            before += count;
+        }
+        for (at, ((magnitude, draw), factor)) in magnitudes.iter().zip(draws).zip(factors).enumerate() {
+            let (low, high) = bounds[bin(*magnitude)];
+            *factor = f64::from(u8::from(*draw < low));
+            if (*draw >= low) & (*draw < high) {
+                let probability = self.probability(rank(magnitudes, at), length);
+                *factor = f64::from(u8::from(rng::falls(*draw, rng::threshold(probability))));
+            }
+        }
+    }
+}
+
+/// How many elements come before this one: smaller ones, and equal ones at earlier places.
+fn rank(magnitudes: &[u32], at: usize) -> usize {
+    let own = magnitudes[at];
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            let count = |numbers: &[u32], before: u32| numbers.iter().map(|number| u32::from(*number < before)).sum::<u32>();
+            // A magnitude's bits never reach 2^31.
+            count(&magnitudes[..at], own + 1) + count(&magnitudes[at..], own)
+        },
+    ) as usize
 }
 
 impl Method for Della {

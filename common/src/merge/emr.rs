@@ -5,8 +5,9 @@
 //! with 0 it is the unified vector alone.
 
 use super::{
-    Base, Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings, round, task_arithmetic::LAMBDA,
-    task_vector,
+    Base, Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings,
+    lanes::{self, Chunk, LANES, Lanes},
+    task_arithmetic::LAMBDA,
 };
 use crate::recipe::{Merge, Value};
 
@@ -65,10 +66,16 @@ impl Method for Emr {
         };
         if let Some(task) = this.task {
             let sums = pass.sums(2, |inputs, elements, sums| {
-                for element in elements {
-                    sums[0] += f64::from(task_vector(inputs.models[task][element], inputs.base[element])).abs();
-                    sums[1] += this.vector(inputs, element).abs();
-                }
+                lanes::sum(
+                    inputs,
+                    elements,
+                    sums,
+                    #[inline(always)]
+                    |chunk, sums| {
+                        sums[0].add(&chunk.delta(task).map(f64::abs));
+                        sums[1].add(&this.vector(chunk).map(f64::abs));
+                    },
+                );
             });
             if sums[1] > 0.0 {
                 this.rescale = sums[0] / sums[1];
@@ -79,28 +86,50 @@ impl Method for Emr {
 }
 
 impl Unified {
-    /// The unified vector at an element, masked but not rescaled.
-    fn vector(&self, inputs: &Inputs<'_>, element: usize) -> f64 {
-        let base = inputs.base[element];
-        let deltas = || inputs.models.iter().map(|model| f64::from(task_vector(model[element], base)));
-        let total: f64 = deltas().sum();
-        if total == 0.0 {
-            return 0.0;
+    /// The unified vector, masked but not rescaled.
+    #[inline(always)]
+    fn vector(&self, chunk: &Chunk<'_>) -> Lanes {
+        let (mut total, mut elected) = ([0.0; LANES], [0.0; LANES]);
+        for model in 0..chunk.models() {
+            let delta = chunk.delta(model);
+            for l in 0..LANES {
+                total[l] += delta[l];
+            }
         }
-        let sign = total.signum();
-        let elected = sign * deltas().map(|delta| delta * sign).fold(0.0, f64::max);
-        match self.task {
-            Some(task) if elected * f64::from(task_vector(inputs.models[task][element], base)) <= 0.0 => 0.0,
-            _ => elected,
+        for model in 0..chunk.models() {
+            let delta = chunk.delta(model);
+            for l in 0..LANES {
+                elected[l] = f64::max(elected[l], f64::copysign(1.0, total[l]) * delta[l]);
+            }
         }
+        for l in 0..LANES {
+            // Without a sign there is nothing to elect.
+            elected[l] = if total[l] == 0.0 { 0.0 } else { f64::copysign(elected[l], total[l]) };
+        }
+        if let Some(task) = self.task {
+            let delta = chunk.delta(task);
+            for l in 0..LANES {
+                elected[l] = if elected[l] * delta[l] <= 0.0 { 0.0 } else { elected[l] };
+            }
+        }
+        elected
     }
 }
 
 impl Combine for Unified {
     fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]) {
         let scale = self.lambda[inputs.tensor] * self.rescale;
-        for (element, out) in out.iter_mut().enumerate() {
-            *out = round(f64::from(inputs.base[element]) + scale * self.vector(inputs, element));
-        }
+        lanes::map(
+            inputs,
+            out,
+            #[inline(always)]
+            |chunk| {
+                let (mut merged, vector) = (chunk.base(), self.vector(chunk));
+                for l in 0..LANES {
+                    merged[l] += scale * vector[l];
+                }
+                merged
+            },
+        );
     }
 }

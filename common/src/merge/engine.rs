@@ -2,12 +2,14 @@
 //!
 //! Every operation but a merge's statistics acts element by element, so a block of a descendant needs only the same block of the leaves. A
 //! leaf is a checkpoint, or anything that stands for a node of the graph: a cached copy of a survivor ends the descent just as well. Where a
-//! merge needs whole tensors (an SVD, ranks of rows), every block of that build is one tensor, and memory is bounded by the largest of them.
+//! merge needs whole rows (ranks within them) or whole tensors (an SVD), blocks are multiples of those, and memory is bounded by the largest of them.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     io,
     ops::Range,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -19,12 +21,14 @@ use super::{
     layers::Layers,
     pass::{CHUNK, Inputs, Job, Pass},
     settings::{ParameterError, Settings},
+    store::Store,
 };
 use crate::{
-    checkpoint::{Checkpoint, Space},
+    checkpoint::{Checkpoint, ReadError, Slot, Space, View},
     digest::Digest,
     recipe::{Granularity, Op, Recipe},
     rng::{self, LANES, Stream},
+    simd,
 };
 
 /// Prepared merges that are kept, with their statistics.
@@ -39,6 +43,9 @@ pub enum BuildError {
     /// A leaf cannot be read.
     #[error("{0}")]
     Leaf(String),
+    /// A file of statistics is missing, or does not fit.
+    #[error("{0}")]
+    Statistics(String),
     /// A merge is wrong.
     #[error(transparent)]
     Parameter(#[from] ParameterError),
@@ -84,24 +91,33 @@ pub type InMemory = Vec<Vec<f32>>;
 pub struct CheckpointLeaf {
     checkpoint: Arc<Checkpoint>,
     space: Arc<Space>,
+    /// Of each tensor that is stored as it is.
+    slots: Vec<Option<Slot>>,
 }
 
 impl CheckpointLeaf {
     /// The evolving tensors of `checkpoint`.
     #[must_use]
     pub fn new(checkpoint: Arc<Checkpoint>, space: Arc<Space>) -> Self {
-        Self { checkpoint, space }
+        let slots = space.tensors.iter().map(|tensor| checkpoint.slot(&tensor.name)).collect();
+        Self { checkpoint, space, slots }
+    }
+
+    fn view(&self, tensor: usize) -> Result<View<'_>, ReadError> {
+        match self.slots[tensor] {
+            Some(slot) => Ok(self.checkpoint.at(slot)),
+            None => self.checkpoint.view(&self.space.tensors[tensor].name),
+        }
     }
 }
 
 impl Leaf for CheckpointLeaf {
     fn read(&self, tensor: usize, elements: Range<usize>, out: &mut [f32]) -> Result<(), String> {
-        let name = &self.space.tensors[tensor].name;
-        self.checkpoint.read(name, elements, out).map_err(|error| error.to_string())
+        self.view(tensor).and_then(|view| view.read(elements, out)).map_err(|error| error.to_string())
     }
 
     fn borrow(&self, tensor: usize) -> Option<&[f32]> {
-        self.checkpoint.view(&self.space.tensors[tensor].name).ok()?.as_f32()
+        self.view(tensor).ok()?.as_f32()
     }
 }
 
@@ -122,12 +138,16 @@ impl std::default::Default for Options {
 pub struct Engine {
     space: Arc<Space>,
     leaves: HashMap<Digest, Arc<dyn Leaf>>,
+    /// What was measured on models' data, by content digest.
+    statistics: HashMap<Digest, Arc<Checkpoint>>,
     layers: Arc<Layers>,
+    /// Elements of one block.
+    block: usize,
+    /// The blocks of recipes in which no values depend on each other.
     jobs: Vec<Job>,
-    /// One job a tensor, for recipes with a merge that needs whole tensors.
-    whole: Vec<Job>,
     elements: Vec<usize>,
     prepared: Mutex<HashMap<Digest, Arc<dyn Combine>>>,
+    pub(super) store: Store,
     non_finite: bool,
 }
 
@@ -144,18 +164,16 @@ impl Engine {
     pub fn with_layers(space: Arc<Space>, layers: Layers, options: Options) -> Self {
         let block = options.block.max(1).next_multiple_of(CHUNK);
         let elements: Vec<_> = space.tensors.iter().map(|tensor| tensor.elements).collect();
-        let jobs = elements.iter().enumerate().flat_map(|(tensor, &elements)| {
-            (0..elements).step_by(block).map(move |start| Job { tensor, elements: start..elements.min(start + block) })
-        });
-        let whole = elements.iter().enumerate().map(|(tensor, &elements)| Job { tensor, elements: 0..elements });
         Self {
-            jobs: jobs.collect(),
-            whole: whole.filter(|job| !job.elements.is_empty()).collect(),
+            jobs: Job::split(&elements, block, |_| 1),
+            block,
             layers: Arc::new(layers),
             elements,
             space,
             leaves: HashMap::new(),
+            statistics: HashMap::new(),
             prepared: Mutex::default(),
+            store: Store::default(),
             non_finite: false,
         }
     }
@@ -176,9 +194,29 @@ impl Engine {
         self.leaves.insert(node, leaf);
     }
 
+    /// Lets merges read the file of statistics of this content digest, which their parameter `statistics` names.
+    pub fn insert_statistics(&mut self, digest: Digest, file: Arc<Checkpoint>) {
+        self.statistics.insert(digest, file);
+    }
+
+    pub(super) fn statistics(&self, digest: Digest) -> Option<Arc<Checkpoint>> {
+        self.statistics.get(&digest).cloned()
+    }
+
     /// Forgets a leaf.
     pub fn remove(&mut self, node: Digest) {
         self.leaves.remove(&node);
+    }
+
+    /// Shares the statistics of merges over checkpoints with other processes, and with later ones, through a folder.
+    pub fn share_statistics(&mut self, folder: &Path) {
+        self.store = Store::shared(folder);
+    }
+
+    /// Forgets the statistics of earlier merges, which are otherwise kept for recipes over the same inputs.
+    pub fn forget(&self) {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.store.forget();
     }
 
     /// Builds a recipe in memory; `out` is given the right size and keeps its allocations. Each tee also gets the values of one node inside the
@@ -192,7 +230,7 @@ impl Engine {
             values.resize(elements, 0.0);
         }
         let (program, root) = self.compile(recipe)?;
-        let jobs = program.jobs(self);
+        let jobs = program.jobs(self, |_| 1);
         let mut blocks = Vec::with_capacity(jobs.len());
         let mut jobs = jobs.iter().peekable();
         for (tensor, values) in out.iter_mut().enumerate() {
@@ -220,7 +258,8 @@ impl Engine {
     /// See [`BuildError`].
     pub fn stream_with(&self, recipe: &Recipe, sink: &dyn Sink, tees: &[(Recipe, &dyn Sink)]) -> Result<(), BuildError> {
         let (program, root) = self.compile(recipe)?;
-        let blocks = program.jobs(self).iter().map(|job| (job, None)).collect();
+        let jobs = program.jobs(self, |_| 1);
+        let blocks = jobs.iter().map(|job| (job, None)).collect();
         self.run((&program, root), tees, blocks, Some(sink))
     }
 
@@ -252,11 +291,8 @@ impl Engine {
         blocks.into_par_iter().try_for_each(|(job, block)| {
             let pooled = workspaces.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let mut workspace = pooled.unwrap_or_default();
-            let result = program.evaluate(job, &wanted, &mut workspace, |values| {
+            let result = program.evaluate(job, &wanted, block, &mut workspace, |values| {
                 self.check_finite(job, values[0])?;
-                if let Some(block) = block {
-                    block.copy_from_slice(values[0]);
-                }
                 for (sink, values) in sink.iter().zip(values).chain(sinks.iter().zip(&values[1..])) {
                     sink.write(job.tensor, job.elements.start, values)?;
                 }
@@ -269,7 +305,11 @@ impl Engine {
 
     fn check_finite(&self, job: &Job, values: &[f32]) -> Result<(), BuildError> {
         // A fold without an early end, so that it vectorises.
-        if self.non_finite || values.iter().fold(true, |finite, value| finite & value.is_finite()) {
+        let finite = simd::dispatch(
+            #[inline(always)]
+            || values.iter().fold(true, |finite, value| finite & value.is_finite()),
+        );
+        if self.non_finite || finite {
             return Ok(());
         }
         let first = values.iter().position(|value| !value.is_finite()).unwrap_or(0);
@@ -278,7 +318,7 @@ impl Engine {
 
     /// Turns a recipe into steps, taking the statistics of its merges on the way, innermost first.
     fn compile(&self, recipe: &Recipe) -> Result<(Program<'_>, usize), BuildError> {
-        let mut program = Program { space: &self.space, steps: Vec::new(), index: HashMap::new() };
+        let mut program = Program { space: &self.space, steps: Vec::new(), nodes: Vec::new(), index: HashMap::new() };
         for node in self.needed(recipe) {
             let step = match self.leaves.get(&node.id()) {
                 Some(leaf) => Step::Leaf(Arc::clone(leaf)),
@@ -286,6 +326,7 @@ impl Engine {
             };
             program.index.insert(node.id(), program.steps.len());
             program.steps.push(step);
+            program.nodes.push(node);
         }
         let root = program.steps.len() - 1;
         Ok((program, root))
@@ -333,8 +374,8 @@ impl Engine {
             program,
             operands: operands.to_vec(),
             has_base: merge.base.is_some(),
-            jobs: program.jobs(self),
-            whole: &self.whole,
+            engine: self,
+            jobs: &program.jobs(self, |_| 1),
             elements: &self.elements,
             failure: &failure,
         };
@@ -355,6 +396,8 @@ impl Engine {
 pub(super) struct Program<'a> {
     space: &'a Space,
     steps: Vec<Step>,
+    /// What each step evaluates.
+    pub(super) nodes: Vec<Recipe>,
     index: HashMap<Digest, usize>,
 }
 
@@ -386,13 +429,38 @@ pub(super) struct Workspace {
 }
 
 impl Program<'_> {
-    /// The blocks that it is evaluated in.
-    fn jobs<'e>(&self, engine: &'e Engine) -> &'e [Job] {
-        if self.needs_whole_tensors() { &engine.whole } else { &engine.jobs }
+    /// The blocks that it is evaluated in, if as many elements of a tensor as `unit` says have to stand together besides.
+    pub(super) fn jobs<'e>(&self, engine: &'e Engine, unit: impl Fn(usize) -> usize) -> Cow<'e, [Job]> {
+        let of_tensor = |tensor: usize| {
+            let units = self.steps.iter().filter_map(|step| match step {
+                Step::Merge { combine, .. } => Some(combine.unit(tensor, self.shape(tensor))),
+                _ => None,
+            });
+            units.fold(unit(tensor), common_multiple)
+        };
+        let units: Vec<_> = (0..engine.elements.len()).map(of_tensor).collect();
+        if units.iter().all(|unit| engine.block.is_multiple_of(*unit)) {
+            Cow::Borrowed(&engine.jobs)
+        } else {
+            Cow::Owned(Job::split(&engine.elements, engine.block, |tensor| units[tensor]))
+        }
+    }
+
+    /// Tells the tensors from those of other spaces.
+    pub(super) fn space_digest(&self) -> Digest {
+        let tensors = self.space.tensors.iter();
+        let parts: Vec<_> = tensors.map(|tensor| format!("{:?} {}", tensor.shape, tensor.name).into_bytes()).collect();
+        Digest::of_parts("evolver space v1", parts.iter().map(Vec::as_slice))
     }
 
     fn needs_whole_tensors(&self) -> bool {
-        let whole = |step: &Step| matches!(step, Step::Merge { combine, .. } if combine.whole_tensors());
+        let whole = |step: &Step| match step {
+            Step::Merge { combine, .. } => (0..self.space.tensors.len()).any(|tensor| {
+                let shape = self.shape(tensor);
+                shape.len() > 1 && combine.unit(tensor, shape) == shape.iter().product::<usize>()
+            }),
+            _ => false,
+        };
         self.steps.iter().any(whole)
     }
 
@@ -401,11 +469,12 @@ impl Program<'_> {
         &self.space.tensors[tensor].shape
     }
 
-    /// Evaluates the `wanted` steps on one block and hands their values to `then`.
+    /// Evaluates the `wanted` steps on one block and hands their values to `then`; the first one's are written to `target` if there is one.
     pub(super) fn evaluate(
         &self,
         job: &Job,
         wanted: &[usize],
+        mut target: Option<&mut [f32]>,
         workspace: &mut Workspace,
         then: impl FnOnce(&[&[f32]]) -> Result<(), BuildError>,
     ) -> Result<(), BuildError> {
@@ -418,25 +487,35 @@ impl Program<'_> {
         }
         let Workspace { buffers, random } = workspace;
         buffers.resize(self.steps.len(), Vec::new());
-        for (at, step) in self.steps.iter().enumerate() {
-            if needed[at] {
-                let (earlier, rest) = buffers.split_at_mut(at);
-                self.step(step, job, earlier, &mut rest[0], random)?;
+        for (at, step) in self.steps.iter().enumerate().filter(|(at, _)| needed[*at]) {
+            let (earlier, rest) = buffers.split_at_mut(at);
+            match &mut target {
+                Some(target) if wanted.first() == Some(&at) => self.step(step, job, earlier, target, random)?,
+                _ if self.lent(at, job).is_some() => {}
+                _ => {
+                    rest[0].resize(job.elements.len(), 0.0);
+                    self.step(step, job, earlier, &mut rest[0], random)?;
+                }
             }
         }
-        let values: Vec<_> = wanted.iter().map(|&step| self.value(step, job, buffers)).collect();
+        let mut values: Vec<_> = wanted.iter().map(|&step| self.value(step, job, buffers)).collect();
+        if let (Some(target), Some(first)) = (target, values.first_mut()) {
+            *first = target;
+        }
         then(&values)
     }
 
-    /// A step's values on this block: in its buffer, or lent by a leaf.
-    fn value<'v>(&'v self, step: usize, job: &Job, buffers: &'v [Vec<f32>]) -> &'v [f32] {
+    /// A step's values on this block, where a leaf lends them.
+    fn lent(&self, step: usize, job: &Job) -> Option<&[f32]> {
         match &self.steps[step] {
-            Step::Leaf(leaf) => match leaf.borrow(job.tensor) {
-                Some(values) => &values[job.elements.clone()],
-                None => &buffers[step],
-            },
-            _ => &buffers[step],
+            Step::Leaf(leaf) => leaf.borrow(job.tensor).map(|values| &values[job.elements.clone()]),
+            _ => None,
         }
+    }
+
+    /// A step's values on this block: lent by a leaf, or in its buffer.
+    fn value<'v>(&'v self, step: usize, job: &Job, buffers: &'v [Vec<f32>]) -> &'v [f32] {
+        self.lent(step, job).unwrap_or_else(|| &buffers[step])
     }
 
     fn step(
@@ -444,23 +523,25 @@ impl Program<'_> {
         step: &Step,
         job: &Job,
         earlier: &[Vec<f32>],
-        out: &mut Vec<f32>,
+        out: &mut [f32],
         random: &mut Vec<u32>,
     ) -> Result<(), BuildError> {
         let value = |step: usize| self.value(step, job, earlier);
-        if let Step::Leaf(leaf) = step
-            && leaf.borrow(job.tensor).is_some()
-        {
-            return Ok(());
-        }
-        out.resize(job.elements.len(), 0.0);
         match step {
-            Step::Leaf(leaf) => leaf.read(job.tensor, job.elements.clone(), out).map_err(BuildError::Leaf)?,
+            Step::Leaf(leaf) => match leaf.borrow(job.tensor) {
+                Some(values) => out.copy_from_slice(&values[job.elements.clone()]),
+                None => leaf.read(job.tensor, job.elements.clone(), out).map_err(BuildError::Leaf)?,
+            },
             Step::Differential { target, plus, minus, scale } => {
                 let (target, plus, minus) = (value(*target), value(*plus), value(*minus));
-                for (((out, target), plus), minus) in out.iter_mut().zip(target).zip(plus).zip(minus) {
-                    *out = target + scale * (plus - minus);
-                }
+                simd::dispatch(
+                    #[inline(always)]
+                    || {
+                        for (((out, target), plus), minus) in out.iter_mut().zip(target).zip(plus).zip(minus) {
+                            *out = target + scale * (plus - minus);
+                        }
+                    },
+                );
             }
             Step::Crossover { target, donor, threshold, seed, per } => {
                 let (target, donor) = (value(*target), value(*donor));
@@ -473,9 +554,14 @@ impl Program<'_> {
                     Granularity::Parameter => {
                         random.resize(out.len(), 0);
                         stream.fill(job.elements.start as u64, random);
-                        for (((out, target), donor), draw) in out.iter_mut().zip(target).zip(donor).zip(random) {
-                            *out = if u64::from(*draw) < *threshold { *donor } else { *target };
-                        }
+                        simd::dispatch(
+                            #[inline(always)]
+                            || {
+                                for (((out, target), donor), draw) in out.iter_mut().zip(target).zip(donor).zip(&*random) {
+                                    *out = if rng::falls(*draw, *threshold) { *donor } else { *target };
+                                }
+                            },
+                        );
                     }
                 }
             }
@@ -505,4 +591,13 @@ fn perturb(stream: &Stream, start: usize, deviation: f64, parent: &[f32], out: &
             *out = super::round(f64::from(*parent) + deviation * step);
         }
     }
+}
+
+/// The least common multiple, or the largest number where it does not fit.
+pub(super) fn common_multiple(a: usize, b: usize) -> usize {
+    let (mut divisor, mut rest) = (a.max(1), b.max(1));
+    while rest > 0 {
+        (divisor, rest) = (rest, divisor % rest);
+    }
+    (a.max(1) / divisor).saturating_mul(b.max(1))
 }

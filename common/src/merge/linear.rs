@@ -1,6 +1,9 @@
 //! Linear: the weighted mean of the models, or their weighted sum.
 
-use super::{Base, Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings, round};
+use super::{
+    Base, Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings,
+    lanes::{self, LANES},
+};
 
 pub(super) struct Linear;
 
@@ -67,15 +70,21 @@ pub(super) fn divided(mut rows: Vec<Vec<f64>>, flags: &[bool]) -> Vec<Vec<f64>> 
 
 impl Combine for WeightedSum {
     fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]) {
-        let weights = &self.weights[inputs.tensor];
-        for (element, out) in out.iter_mut().enumerate() {
-            let base = if self.from_base { inputs.base[element] } else { 0.0 };
-            let mut sum = f64::from(base);
-            for (model, weight) in inputs.models.iter().zip(weights) {
-                let value = if self.from_base { super::task_vector(model[element], base) } else { model[element] };
-                sum += weight * f64::from(value);
-            }
-            *out = round(sum);
-        }
+        let weights = self.weights[inputs.tensor].as_slice();
+        lanes::map(
+            inputs,
+            out,
+            #[inline(always)]
+            |chunk| {
+                let mut sum = if self.from_base { chunk.base() } else { [0.0; LANES] };
+                for (model, weight) in weights.iter().enumerate() {
+                    let values = if self.from_base { chunk.delta(model) } else { chunk.model(model) };
+                    for l in 0..LANES {
+                        sum[l] += weight * values[l];
+                    }
+                }
+                sum
+            },
+        );
     }
 }

@@ -3,15 +3,18 @@
 //! onto the base; where several tasks meet their mean counts.
 
 use super::{
-    Base, Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings, order, round, task_arithmetic::LAMBDA,
-    task_vector, ties::share,
+    Base, Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings,
+    lanes::{self, LANES},
+    order::{self, Selector},
+    task_arithmetic::LAMBDA,
+    ties::share,
 };
 
 pub(super) struct LocalizeStitch;
 
 struct Regions {
     /// For each model: magnitudes from here on are its region.
-    thresholds: Vec<f32>,
+    thresholds: Vec<f64>,
     lambda: Vec<f64>,
 }
 
@@ -42,19 +45,19 @@ impl Method for LocalizeStitch {
         PARAMETERS
     }
 
+    #[expect(clippy::cast_precision_loss, reason = "a count below 2^53")]
     fn prepare(&self, settings: &Settings, pass: &Pass<'_>) -> Box<dyn Combine> {
         let elements: usize = pass.elements().iter().sum();
         let kept = share(settings.number("density"), elements);
         let thresholds = if kept == 0 {
-            vec![f32::INFINITY; pass.models()]
+            vec![f64::INFINITY; pass.models()]
         } else {
             let ranks = vec![vec![(elements - kept) as u64]; pass.models()];
-            let found = order::select(pass, None, &ranks, |inputs, rows| {
-                for (row, model) in rows.iter_mut().zip(inputs.models) {
-                    row.extend(model.iter().zip(inputs.base).map(|(m, b)| task_vector(*m, *b).abs()));
-                }
+            let found = pass.once("magnitudes", &[&[kept as f64]], || {
+                let found = Selector::default().select(pass, None, &ranks, order::magnitudes);
+                vec![found.into_iter().map(|row| f64::from(row[0])).collect()]
             });
-            found.into_iter().map(|row| row[0]).collect()
+            found[0].clone()
         };
         Box::new(Regions { thresholds, lambda: settings.per_tensor("lambda") })
     }
@@ -62,17 +65,27 @@ impl Method for LocalizeStitch {
 
 impl Combine for Regions {
     fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]) {
-        for (element, out) in out.iter_mut().enumerate() {
-            let base = inputs.base[element];
-            let (mut sum, mut count) = (0.0, 0.0f64);
-            for (model, threshold) in inputs.models.iter().zip(&self.thresholds) {
-                let delta = task_vector(model[element], base);
-                if delta.abs() >= *threshold {
-                    sum += f64::from(delta);
-                    count += 1.0;
+        let lambda = self.lambda[inputs.tensor];
+        lanes::map(
+            inputs,
+            out,
+            #[inline(always)]
+            |chunk| {
+                let (mut sum, mut count) = ([0.0; LANES], [0.0; LANES]);
+                for (model, threshold) in self.thresholds.iter().enumerate() {
+                    let delta = chunk.delta(model);
+                    for l in 0..LANES {
+                        let inside = delta[l].abs() >= *threshold;
+                        sum[l] += if inside { delta[l] } else { 0.0 };
+                        count[l] += if inside { 1.0 } else { 0.0 };
+                    }
                 }
-            }
-            *out = round(f64::from(base) + self.lambda[inputs.tensor] * sum / count.max(1.0));
-        }
+                let mut merged = chunk.base();
+                for l in 0..LANES {
+                    merged[l] += lambda * sum[l] / f64::max(count[l], 1.0);
+                }
+                merged
+            },
+        );
     }
 }

@@ -2,7 +2,10 @@
 //! learning, ECCV 2024, arXiv 2407.06322). Of equal magnitudes the first model's counts.
 
 use super::{
-    Base, Combine, Inputs, Method, ParameterSpec, Pass, Settings, linear::WEIGHT, round, task_arithmetic::LAMBDA, task_vector,
+    Base, Combine, Inputs, Method, ParameterSpec, Pass, Settings,
+    lanes::{self, LANES},
+    linear::WEIGHT,
+    task_arithmetic::LAMBDA,
 };
 
 pub(super) struct MagMax;
@@ -38,17 +41,26 @@ impl Method for MagMax {
 
 impl Combine for Largest {
     fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]) {
-        let weights = &self.weights[inputs.tensor];
-        for (element, out) in out.iter_mut().enumerate() {
-            let base = inputs.base[element];
-            let mut largest = 0.0f64;
-            for (model, weight) in inputs.models.iter().zip(weights) {
-                let delta = weight * f64::from(task_vector(model[element], base));
-                if delta.abs() > largest.abs() {
-                    largest = delta;
+        let (weights, lambda) = (self.weights[inputs.tensor].as_slice(), self.lambda[inputs.tensor]);
+        lanes::map(
+            inputs,
+            out,
+            #[inline(always)]
+            |chunk| {
+                let mut largest = [0.0f64; LANES];
+                for (model, weight) in weights.iter().enumerate() {
+                    let delta = chunk.delta(model);
+                    for l in 0..LANES {
+                        let delta = weight * delta[l];
+                        largest[l] = if delta.abs() > largest[l].abs() { delta } else { largest[l] };
+                    }
                 }
-            }
-            *out = round(f64::from(base) + self.lambda[inputs.tensor] * largest);
-        }
+                let mut merged = chunk.base();
+                for l in 0..LANES {
+                    merged[l] += lambda * largest[l];
+                }
+                merged
+            },
+        );
     }
 }

@@ -1,16 +1,27 @@
-//! Dense matrices for the methods that work on a tensor's rows and columns: products and the singular value decomposition, in F64, on one
-//! thread, in plain arithmetic whose order is fixed by the source, so that every machine gives the same bits. (The libraries that are faster choose
+//! Dense matrices for the methods that work on a tensor's rows and columns: products, the singular value decomposition and linear equations, in F64,
+//! in plain arithmetic whose order is fixed by the source, so that every machine and every number of threads gives the same bits. (The libraries that are faster choose
 //! their order of sums by the machine's vector units.)
+
+use std::ops::Range;
+
+use rayon::prelude::*;
 
 use super::{
     Combine, Default, Inputs, Kind, ParameterSpec, Pass, Scope, Settings, linear::WEIGHT, round, statistics::dot,
     task_arithmetic::LAMBDA, task_vector,
 };
+use crate::simd;
 
 /// Singular values below this share of the largest count as zero, and their vectors as none.
 const NULL: f64 = 1e-10;
 /// Cosine between two vectors from which on they count as orthogonal.
 const ORTHOGONAL: f64 = 1e-14;
+/// A pivot below this share of its diagonal element comes of rounding: the matrix is singular.
+const TINY: f64 = 1e-13;
+/// Rows and columns of a tile, of which the processor's cache holds a few.
+const TILE: usize = 32;
+/// Columns that are solved at a time.
+const SLAB: usize = 64;
 /// Most sweeps over all pairs; fewer than ten are usual.
 const SWEEPS: usize = 60;
 
@@ -51,13 +62,64 @@ impl Matrix {
         out
     }
 
-    /// `self * other`.
+    /// `self * other`: every element's terms are added in order, so that threads and tiles do not show.
     pub(super) fn times(&self, other: &Self) -> Self {
         let mut out = Self::zeros(self.rows, other.columns);
-        for row in 0..self.rows {
-            let target = &mut out.values[row * other.columns..(row + 1) * other.columns];
-            for (inner, factor) in self.row(row).iter().enumerate() {
-                add_scaled(target, *factor, other.row(inner));
+        let width = other.columns.max(1);
+        out.values.par_chunks_mut(TILE * width).enumerate().for_each(|(tile, targets)| {
+            for inner in 0..self.columns {
+                for (row, target) in (tile * TILE..).zip(targets.chunks_mut(width)) {
+                    add_scaled(target, self.values[row * self.columns + inner], other.row(inner));
+                }
+            }
+        });
+        out
+    }
+
+    /// `self^-1 * right` for a symmetric positive definite matrix, by its Cholesky decomposition; NaN if it is not positive definite.
+    pub(super) fn solve_positive(mut self, right: Self) -> Self {
+        let side = self.rows;
+        for panel in (0..side).step_by(TILE) {
+            let end = side.min(panel + TILE);
+            // What earlier columns give to these, for all rows below: rows are independent of each other.
+            let (above, below) = self.values.split_at_mut(end * side);
+            for row in panel..end {
+                let (earlier, own) = above.split_at_mut(row * side);
+                reduce(&mut own[..side], earlier, side, panel..row);
+                let pivot = own[row] - dot(&own[..row], &own[..row]);
+                own[row] = if pivot > TINY * own[row] { pivot.sqrt() } else { f64::NAN };
+            }
+            below.par_chunks_mut(side).for_each(|own| reduce(own, above, side, panel..end));
+        }
+        self.substitute(right)
+    }
+
+    /// Solves with the lower triangle L of `self`: `L L^T x = right`.
+    fn substitute(&self, right: Self) -> Self {
+        let (side, width) = (self.rows, right.columns);
+        let slabs: Vec<_> = (0..width).step_by(SLAB).map(|start| start..width.min(start + SLAB)).collect();
+        let solve = |columns: &Range<usize>| {
+            let count = columns.len();
+            let mut slab: Vec<f64> = (0..side).flat_map(|row| &right.row(row)[columns.clone()]).copied().collect();
+            for row in 0..side {
+                let (earlier, rest) = slab.split_at_mut(row * count);
+                let own = &mut rest[..count];
+                earlier.chunks(count).zip(self.row(row)).for_each(|(values, factor)| add_scaled(own, -factor, values));
+                own.iter_mut().for_each(|value| *value /= self.row(row)[row]);
+            }
+            for row in (0..side).rev() {
+                let (earlier, rest) = slab.split_at_mut(row * count);
+                let own = &mut rest[..count];
+                own.iter_mut().for_each(|value| *value /= self.row(row)[row]);
+                earlier.chunks_mut(count).zip(self.row(row)).for_each(|(values, factor)| add_scaled(values, -factor, own));
+            }
+            slab
+        };
+        let solved: Vec<_> = slabs.par_iter().map(solve).collect();
+        let mut out = Self::zeros(side, width);
+        for (columns, slab) in slabs.iter().zip(&solved) {
+            for (row, values) in slab.chunks(columns.len()).enumerate() {
+                out.values[row * width..][columns.clone()].copy_from_slice(values);
             }
         }
         out
@@ -124,8 +186,21 @@ impl Matrix {
 }
 
 fn add_scaled(target: &mut [f64], factor: f64, values: &[f64]) {
-    for (target, value) in target.iter_mut().zip(values) {
-        *target += factor * value;
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            for (target, value) in target.iter_mut().zip(values) {
+                *target += factor * value;
+            }
+        },
+    );
+}
+
+/// Turns these columns of a row of a symmetric matrix into the row's columns of its Cholesky factor, whose earlier rows are complete.
+fn reduce(own: &mut [f64], earlier: &[f64], side: usize, columns: Range<usize>) {
+    for column in columns {
+        let other = &earlier[column * side..][..=column];
+        own[column] = (own[column] - dot(&own[..column], &other[..column])) / other[column];
     }
 }
 
@@ -214,8 +289,8 @@ impl Combine for Matrices {
         }
     }
 
-    fn whole_tensors(&self) -> bool {
-        true
+    fn unit(&self, tensor: usize, shape: &[usize]) -> usize {
+        if self.matrices[tensor] && shape.len() == 2 { shape.iter().product() } else { 1 }
     }
 }
 
@@ -230,6 +305,23 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn equations_are_solved(side in 1usize..80, columns in 1usize..5, seed: u64) {
+            let draw = |stream: &str, rows: usize, columns: usize| {
+                let mut numbers = vec![0; rows * columns];
+                crate::rng::Stream::new(seed, stream).fill(0, &mut numbers);
+                Matrix { rows, columns, values: numbers.into_iter().map(|n| f64::from(n) / 4e9 - 0.5).collect() }
+            };
+            let (inputs, expected) = (draw("inputs", 2 * side, side), draw("solution", side, columns));
+            let gram = inputs.transposed().times(&inputs);
+            let solved = gram.clone().solve_positive(gram.times(&expected));
+            for (a, b) in solved.values.iter().zip(&expected.values) {
+                prop_assert!((a - b).abs() < 1e-9, "{a} {b}");
+            }
+            let singular = Matrix { values: vec![1.0; (side + 1) * (side + 1)], rows: side + 1, columns: side + 1 };
+            prop_assert!(singular.solve_positive(Matrix::zeros(side + 1, 1)).values.iter().any(|value| value.is_nan()));
+        }
+
         #[test]
         fn singular_vectors_are_orthonormal_and_rebuild_the_matrix(
             rows in 1usize..7,

@@ -4,9 +4,12 @@
 //! - [`pass`]: a pass over a merge's inputs, for the methods that need statistics of whole models.
 //! - [`order`]: exact order statistics by counting over float bits.
 //! - [`layers`]: where each tensor stands in the stack of layers, for coefficients that differ between them.
+//! - [`lanes`]: blocks walked a fixed number of elements at a time.
 //! - [`elementary`]: `exp` with the same bits on every machine.
 //! - [`statistics`]: sums and inner products per tensor.
+//! - [`store`]: statistics kept for all merges over the same inputs.
 //! - [`span`], [`sparse`], [`matrix`]: what families of methods share.
+//! - [`measured`]: statistics measured on models' data, read from files.
 //! - [`settings`]: declared parameters: their check, defaults and documentation, and their values at each tensor.
 //! - one file per method, listed in [`METHODS`].
 
@@ -18,15 +21,18 @@ mod della;
 mod elementary;
 mod emr;
 mod engine;
+mod fisher;
 mod iso;
 mod karcher;
 mod knots;
+mod lanes;
 mod layers;
 mod linear;
 mod lines;
 mod localize_stitch;
 mod magmax;
 mod matrix;
+mod measured;
 mod model_stock;
 mod multislerp;
 mod nearswap;
@@ -36,12 +42,14 @@ mod pass;
 mod passthrough;
 mod pcb;
 mod ram;
+mod regmean;
 mod sce;
 mod settings;
 mod slerp;
 mod span;
 mod sparse;
 mod statistics;
+mod store;
 mod task_arithmetic;
 mod ties;
 mod tsv;
@@ -77,6 +85,8 @@ pub const METHODS: &[&dyn Method] = &[
     &sce::Sce,
     &ram::Ram,
     &ram::RamPlus,
+    &fisher::Fisher,
+    &regmean::RegMean,
     &pcb::Pcb,
     &consensus::Consensus,
     &emr::Emr,
@@ -118,10 +128,10 @@ pub trait Combine: Send + Sync {
     /// Writes the merged values of one block: computed in F64, rounded to F32 once.
     fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]);
 
-    /// Whether a block has to be a whole tensor, since values depend on others of their row or tensor. The memory that a build takes is then
-    /// bounded by the largest tensors under way and not by the block size.
-    fn whole_tensors(&self) -> bool {
-        false
+    /// Elements of a tensor of this shape that have to stand in one block, since their values depend on each other: blocks are multiples of it. The
+    /// memory that a build takes is then bounded by them and not by the block size.
+    fn unit(&self, _tensor: usize, _shape: &[usize]) -> usize {
+        1
     }
 }
 
@@ -147,12 +157,14 @@ pub fn find(name: &str) -> Result<&'static dyn Method, ParameterError> {
 }
 
 /// The difference of a model to its base, rounded to F32 as stored task vectors are.
+#[inline(always)]
 fn task_vector(model: f32, base: f32) -> f32 {
     model - base
 }
 
 /// The one rounding of a merged value.
 #[expect(clippy::cast_possible_truncation, reason = "the one rounding to F32")]
+#[inline(always)]
 fn round(value: f64) -> f32 {
     value as f32
 }

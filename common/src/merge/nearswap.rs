@@ -1,6 +1,10 @@
 //! `NearSwap`: moves the base towards a model where the two are near (alchemonaut, QuartetAnemoi; mergekit): with weight `min(1, t / |base - model|)`.
 
-use super::{Base, Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings, round, slerp::one_model};
+use super::{
+    Base, Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings,
+    lanes::{self, LANES},
+    slerp::one_model,
+};
 use crate::recipe::Merge;
 
 pub(super) struct NearSwap;
@@ -49,10 +53,18 @@ impl Method for NearSwap {
 impl Combine for Swap {
     fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]) {
         let t = self.t[inputs.tensor];
-        for ((out, base), model) in out.iter_mut().zip(inputs.base).zip(inputs.models[0]) {
-            let (base, model) = (f64::from(*base), f64::from(*model));
-            let weight = (t / (base - model).abs().max(SMALL)).clamp(0.0, 1.0);
-            *out = round(weight * model + (1.0 - weight) * base);
-        }
+        lanes::map(
+            inputs,
+            out,
+            #[inline(always)]
+            |chunk| {
+                let (mut merged, model) = (chunk.base(), chunk.model(0));
+                for l in 0..LANES {
+                    let weight = (t / f64::max((merged[l] - model[l]).abs(), SMALL)).clamp(0.0, 1.0);
+                    merged[l] = weight * model[l] + (1.0 - weight) * merged[l];
+                }
+                merged
+            },
+        );
     }
 }

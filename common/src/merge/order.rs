@@ -1,13 +1,26 @@
 //! Exact order statistics by counting.
 //!
 //! A float's bits, with the sign folded in, order like the float. One pass counts the upper 16 bits, a second the lower 16 within the bins that
-//! the wanted ranks fall into: two reads of the data and no sort, whatever its size.
+//! the wanted ranks fall into: two reads of the data and no sort, whatever its size. Tensors of few elements are gathered and partitioned instead.
 
-use super::pass::{Inputs, Pass};
+use std::sync::{Mutex, PoisonError};
+
+use super::{
+    pass::{Inputs, Pass},
+    task_vector,
+};
+use crate::simd;
 
 const BINS: usize = 1 << 16;
+/// Elements up to which a tensor's rows are gathered: about what clearing and searching the tables would cost.
+const FEW: usize = 1 << 15;
+/// Elements whose bins are told at a time.
+const STEP: usize = 64;
+
+type Counts = [u64; BINS];
 
 /// The bits of `value`, mapped so that unsigned order is the floats' order.
+#[inline(always)]
 fn key(value: f32) -> u32 {
     // -0.0 counts as 0.0.
     let bits = (value + 0.0).to_bits();
@@ -18,63 +31,209 @@ fn value(key: u32) -> f32 {
     f32::from_bits(if key >> 31 == 1 { key & !(1 << 31) } else { !key })
 }
 
-/// The elements of rank `ranks[row]` (0 is the smallest) of each of several rows.
-///
-/// `fill` writes every row's values for a block into the emptied rows. `tensor` limits the rows to one tensor. Ranks lie below the rows' length.
-pub(super) fn select(
-    pass: &Pass<'_>,
-    tensor: Option<usize>,
-    ranks: &[Vec<u64>],
-    fill: impl Fn(&Inputs<'_>, &mut [Vec<f32>]) + Sync,
-) -> Vec<Vec<f32>> {
-    let rows = ranks.len();
-    let count = |tables: usize, step: &(dyn Fn(&mut [u64], usize, f32) + Sync)| {
-        pass.fold(
-            tensor,
-            || (vec![0u64; tables * BINS], vec![Vec::new(); rows]),
-            |(table, values), inputs| {
-                values.iter_mut().for_each(Vec::clear);
-                fill(inputs, values);
-                for (row, values) in values.iter().enumerate() {
-                    for &value in values {
-                        step(table, row, value);
-                    }
-                }
-            },
-            |(mut a, values), (b, _)| {
-                a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
-                (a, values)
-            },
-        )
-        .0
-    };
-    let upper = count(rows, &|table, row, value| table[row * BINS + (key(value) >> 16) as usize] += 1);
-    // For every wanted rank: its row, its bin, and its rank inside the bin.
-    let mut wanted = Vec::new();
-    for (row, ranks) in ranks.iter().enumerate() {
-        for &rank in ranks {
-            let (bin, inside) = locate(&upper[row * BINS..(row + 1) * BINS], rank);
-            wanted.push((row, bin, inside));
+/// Finds order statistics of rows, and keeps its tables from one search to the next.
+#[derive(Default)]
+pub(super) struct Selector {
+    pool: Mutex<Vec<Box<Counts>>>,
+}
+
+/// One thread's counts and values.
+struct State {
+    tables: Vec<Box<Counts>>,
+    rows: Vec<Vec<f32>>,
+}
+
+impl Selector {
+    /// The elements of rank `ranks[row]` (0 is the smallest) of each of several rows.
+    ///
+    /// `fill` writes every row's values for a block into rows of its length; rows without ranks it may leave alone. `tensor` limits the rows to one
+    /// tensor. Ranks lie below the rows' length.
+    pub(super) fn select(
+        &self,
+        pass: &Pass<'_>,
+        tensor: Option<usize>,
+        ranks: &[Vec<u64>],
+        fill: impl Fn(&Inputs<'_>, &mut [Vec<f32>]) + Sync,
+    ) -> Vec<Vec<f32>> {
+        if ranks.iter().all(Vec::is_empty) {
+            return vec![Vec::new(); ranks.len()];
         }
+        let few = pass.count(tensor) <= FEW;
+        if few { Self::partition(pass, tensor, ranks, fill) } else { self.count(pass, tensor, ranks, fill) }
     }
-    let mut bins: Vec<_> = wanted.iter().map(|(row, bin, _)| (*row, *bin)).collect();
-    bins.sort_unstable();
-    bins.dedup();
-    let lower = count(bins.len(), &|table, row, value| {
-        let key = key(value);
-        for (slot, &(wanted_row, bin)) in bins.iter().enumerate() {
-            if wanted_row == row && bin == key >> 16 {
-                table[slot * BINS + (key & 0xffff) as usize] += 1;
+
+    fn partition(
+        pass: &Pass<'_>,
+        tensor: Option<usize>,
+        ranks: &[Vec<u64>],
+        fill: impl Fn(&Inputs<'_>, &mut [Vec<f32>]) + Sync,
+    ) -> Vec<Vec<f32>> {
+        let start = || (vec![Vec::new(); ranks.len()], vec![Vec::new(); ranks.len()]);
+        let step = |(keys, rows): &mut (Vec<Vec<u32>>, Vec<Vec<f32>>), inputs: &Inputs<'_>| {
+            size(rows, inputs);
+            fill(inputs, rows);
+            keys.iter_mut().zip(rows).for_each(|(keys, row)| keys.extend(row.iter().map(|value| key(*value))));
+        };
+        let (mut keys, _) = pass.fold(tensor, start, step, |(mut a, rows), (b, _)| {
+            a.iter_mut().zip(b).for_each(|(a, b)| a.extend(b));
+            (a, rows)
+        });
+        let found = |(keys, ranks): (&mut Vec<u32>, &Vec<u64>)| {
+            let at = |rank: &u64| usize::try_from(*rank).ok().filter(|rank| *rank < keys.len());
+            // A rank beyond the row is only met where a pass failed half-way; the failure is reported by the engine.
+            let ranks: Vec<_> = ranks.iter().map(at).collect();
+            ranks.into_iter().map(|rank| rank.map_or(0.0, |rank| value(*keys.select_nth_unstable(rank).1))).collect()
+        };
+        keys.iter_mut().zip(ranks).map(found).collect()
+    }
+
+    fn count(
+        &self,
+        pass: &Pass<'_>,
+        tensor: Option<usize>,
+        ranks: &[Vec<u64>],
+        fill: impl Fn(&Inputs<'_>, &mut [Vec<f32>]) + Sync,
+    ) -> Vec<Vec<f32>> {
+        // The rows that something is wanted of.
+        let rows: Vec<_> = (0..ranks.len()).filter(|row| !ranks[*row].is_empty()).collect();
+        let upper = self.tables(pass, tensor, ranks.len(), rows.len(), &fill, |values, tables| {
+            rows.iter().zip(tables).for_each(|(row, table)| count_upper(&values[*row], table));
+        });
+        // For every wanted rank: its row, its bin, and its rank inside the bin.
+        let mut wanted = Vec::new();
+        for (row, table) in rows.iter().zip(&upper) {
+            for &rank in &ranks[*row] {
+                let (bin, inside) = locate(&table[..], rank);
+                wanted.push((*row, bin, inside));
             }
         }
-    });
-    let mut found = ranks.iter().map(|_| Vec::new()).collect::<Vec<_>>();
-    for (row, bin, inside) in wanted {
-        let slot = bins.partition_point(|place| *place < (row, bin));
-        let (low, _) = locate(&lower[slot * BINS..(slot + 1) * BINS], inside);
-        found[row].push(value(bin << 16 | low));
+        self.give_back(upper);
+        let mut bins: Vec<_> = wanted.iter().map(|(row, bin, _)| (*row, *bin)).collect();
+        bins.sort_unstable();
+        bins.dedup();
+        let lower = self.tables(pass, tensor, ranks.len(), bins.len(), &fill, |values, tables| {
+            bins.iter().zip(tables).for_each(|((row, bin), table)| count_lower(&values[*row], *bin, table));
+        });
+        let mut found = vec![Vec::new(); ranks.len()];
+        for (row, bin, inside) in wanted {
+            let slot = bins.partition_point(|place| *place < (row, bin));
+            let (low, _) = locate(&lower[slot][..], inside);
+            found[row].push(value(bin << 16 | low));
+        }
+        self.give_back(lower);
+        found
     }
-    found
+
+    /// Tables that `count` has filled from every block's rows.
+    fn tables(
+        &self,
+        pass: &Pass<'_>,
+        tensor: Option<usize>,
+        rows: usize,
+        tables: usize,
+        fill: &(impl Fn(&Inputs<'_>, &mut [Vec<f32>]) + Sync),
+        count: impl Fn(&[Vec<f32>], &mut [Box<Counts>]) + Sync,
+    ) -> Vec<Box<Counts>> {
+        let start = || State { tables: (0..tables).map(|_| self.take()).collect(), rows: vec![Vec::new(); rows] };
+        let step = |state: &mut State, inputs: &Inputs<'_>| {
+            size(&mut state.rows, inputs);
+            fill(inputs, &mut state.rows);
+            count(&state.rows, &mut state.tables);
+        };
+        let join = |mut a: State, b: State| {
+            for (a, b) in a.tables.iter_mut().zip(&b.tables) {
+                a.iter_mut().zip(&b[..]).for_each(|(a, b)| *a += b);
+            }
+            self.give_back(b.tables);
+            a
+        };
+        pass.fold(tensor, start, step, join).tables
+    }
+
+    /// A table of zeros.
+    fn take(&self) -> Box<Counts> {
+        let pooled = self.pool.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        pooled.unwrap_or_else(|| {
+            let zeros = vec![0; BINS].into_boxed_slice();
+            zeros.try_into().unwrap_or_else(|_| unreachable!("the slice has {BINS} elements"))
+        })
+    }
+
+    fn give_back(&self, mut tables: Vec<Box<Counts>>) {
+        tables.iter_mut().for_each(|table| table.fill(0));
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner).append(&mut tables);
+    }
+}
+
+/// Gives rows the block's length.
+fn size(rows: &mut [Vec<f32>], inputs: &Inputs<'_>) {
+    let length = inputs.models.first().map_or(0, |model| model.len());
+    rows.iter_mut().for_each(|row| row.resize(length, 0.0));
+}
+
+/// The magnitudes of every model's task vector.
+pub(super) fn magnitudes(inputs: &Inputs<'_>, rows: &mut [Vec<f32>]) {
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            for (row, model) in rows.iter_mut().zip(inputs.models) {
+                for ((out, model), base) in row.iter_mut().zip(*model).zip(inputs.base) {
+                    *out = task_vector(*model, *base).abs();
+                }
+            }
+        },
+    );
+}
+
+/// The bins of some values; values beyond the last have none.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "there are 2^16 bins")]
+fn bins(values: &[f32]) -> [u16; STEP] {
+    let mut bins = [0; STEP];
+    for (bin, value) in bins.iter_mut().zip(values) {
+        *bin = (key(*value) >> 16) as u16;
+    }
+    bins
+}
+
+fn count_upper(values: &[f32], table: &mut Counts) {
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            let (steps, rest) = values.as_chunks::<STEP>();
+            for values in steps {
+                for bin in bins(values) {
+                    table[usize::from(bin)] += 1;
+                }
+            }
+            for bin in &bins(rest)[..rest.len()] {
+                table[usize::from(*bin)] += 1;
+            }
+        },
+    );
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "there are 2^16 bins")]
+fn count_lower(values: &[f32], wanted: u32, table: &mut Counts) {
+    let wanted = wanted as u16;
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            for values in values.chunks(STEP) {
+                let bins = match values.as_array::<STEP>() {
+                    Some(values) => bins(values),
+                    None => bins(values),
+                };
+                if bins.iter().fold(false, |any, bin| any | (*bin == wanted)) {
+                    for (bin, value) in bins.iter().zip(values) {
+                        if *bin == wanted {
+                            table[(key(*value) & 0xffff) as usize] += 1;
+                        }
+                    }
+                }
+            }
+        },
+    );
 }
 
 /// The bin that holds `rank`, and the rank inside it.

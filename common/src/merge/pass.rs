@@ -5,12 +5,16 @@
 
 use std::{
     ops::Range,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use rayon::prelude::*;
 
-use super::engine::{BuildError, Program, Workspace};
+use super::{
+    engine::{BuildError, Engine, Program, Workspace},
+    store::Table,
+};
+use crate::{checkpoint::Checkpoint, digest::Digest, recipe::Op};
 
 /// Elements, counted from a tensor's start, that one partial sum covers. Every block is a multiple of it.
 pub(super) const CHUNK: usize = 4096;
@@ -37,14 +41,26 @@ pub(super) struct Job {
     pub(super) elements: Range<usize>,
 }
 
+impl Job {
+    /// All tensors in blocks of about `block` elements: of a tensor, multiples of what `unit` says of it and of [`CHUNK`], or the whole of it.
+    pub(super) fn split(elements: &[usize], block: usize, unit: impl Fn(usize) -> usize) -> Vec<Self> {
+        let of_tensor = |(tensor, &elements): (usize, &usize)| {
+            let unit = super::engine::common_multiple(unit(tensor), CHUNK).min(elements.max(1));
+            let block = block.max(unit) / unit * unit;
+            (0..elements).step_by(block).map(move |start| Self { tensor, elements: start..elements.min(start + block) })
+        };
+        elements.iter().enumerate().flat_map(of_tensor).collect()
+    }
+}
+
 /// Access to a merge's operands, for [`super::Method::prepare`].
 pub struct Pass<'a> {
     pub(super) program: &'a Program<'a>,
     pub(super) operands: Vec<usize>,
     pub(super) has_base: bool,
+    pub(super) engine: &'a Engine,
+    /// The blocks, tensor by tensor.
     pub(super) jobs: &'a [Job],
-    /// One job a tensor.
-    pub(super) whole: &'a [Job],
     pub(super) elements: &'a [usize],
     pub(super) failure: &'a Mutex<Option<BuildError>>,
 }
@@ -56,15 +72,54 @@ impl Pass<'_> {
         self.operands.len() - usize::from(self.has_base)
     }
 
+    /// The statistics of this kind over the operands, taken now or earlier. They may depend on `parameters` besides, and on nothing else.
+    pub(super) fn once(&self, kind: &str, parameters: &[&[f64]], take: impl FnOnce() -> Table) -> Arc<Table> {
+        let operands: Vec<_> = self.operands.iter().map(|operand| &self.program.nodes[*operand]).collect();
+        let bytes: Vec<Vec<u8>> =
+            parameters.iter().map(|row| row.iter().flat_map(|x| x.to_bits().to_le_bytes()).collect()).collect();
+        let ids: Vec<_> = operands.iter().map(|operand| operand.id()).collect();
+        // The tensors are part of the name: they follow from the operands and from what is frozen.
+        let space = self.program.space_digest();
+        let names = [space.as_bytes().as_slice(), &[u8::from(self.has_base)]];
+        let parts = names.into_iter().chain(ids.iter().map(|id| id.as_bytes().as_slice())).chain(bytes.iter().map(Vec::as_slice));
+        let name = Digest::of_parts(&format!("evolver statistics v1 {kind}"), parts);
+        let durable = operands.iter().all(|operand| matches!(operand.op(), Op::Checkpoint(_)));
+        if let Some(known) = self.engine.store.get(name, durable) {
+            return known;
+        }
+        let table = take();
+        let failed = self.failure.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        if failed { Arc::new(table) } else { self.engine.store.put(name, table, durable) }
+    }
+
+    /// The sides of a tensor.
+    pub(super) fn shape(&self, tensor: usize) -> &[usize] {
+        self.program.shape(tensor)
+    }
+
+    /// Says by a sentence why no merge can come of this.
+    pub(super) fn fail(&self, sentence: String) {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(BuildError::Statistics(sentence));
+    }
+
+    /// The file of statistics of this digest; what is wrong with it is reported.
+    pub(super) fn statistics(&self, digest: &str) -> Option<Arc<Checkpoint>> {
+        let found = digest.parse().ok().and_then(|digest: Digest| self.engine.statistics(digest));
+        if found.is_none() {
+            self.fail(format!("the recipe needs the statistics {digest}, which this search or merge does not name"));
+        }
+        found
+    }
+
     /// Elements of each tensor.
     #[must_use]
     pub fn elements(&self) -> &[usize] {
         self.elements
     }
 
-    /// The same pass, a whole tensor at a time.
-    pub(super) fn by_tensor(&self) -> Pass<'_> {
-        self.with(self.whole)
+    /// Blocks that hold multiples of as many elements as `unit` says of a tensor and its shape.
+    pub(super) fn jobs_by(&self, unit: impl Fn(usize, &[usize]) -> usize) -> Vec<Job> {
+        self.program.jobs(self.engine, |tensor| unit(tensor, self.program.shape(tensor))).into_owned()
     }
 
     /// The blocks of some tensors.
@@ -77,6 +132,20 @@ impl Pass<'_> {
         Pass { jobs, operands: self.operands.clone(), ..*self }
     }
 
+    /// All blocks, or those of one tensor.
+    fn part(&self, tensor: Option<usize>) -> &[Job] {
+        let Some(tensor) = tensor else {
+            return self.jobs;
+        };
+        let from = self.jobs.partition_point(|job| job.tensor < tensor);
+        &self.jobs[from..self.jobs.partition_point(|job| job.tensor <= tensor)]
+    }
+
+    /// Elements of all blocks, or of those of one tensor.
+    pub(super) fn count(&self, tensor: Option<usize>) -> usize {
+        self.part(tensor).iter().map(|job| job.elements.len()).sum()
+    }
+
     /// Folds over all blocks, or those of one tensor. `join` must not care about order.
     pub fn fold<S: Send>(
         &self,
@@ -87,10 +156,10 @@ impl Pass<'_> {
     ) -> S {
         // One state per worker, not per split of the range: states are large.
         let states: Mutex<Vec<(S, Workspace)>> = Mutex::new(Vec::new());
-        self.jobs.par_iter().filter(|job| tensor.is_none_or(|tensor| job.tensor == tensor)).for_each(|job| {
+        self.part(tensor).par_iter().for_each(|job| {
             let pooled = states.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let (mut state, mut workspace) = pooled.unwrap_or_else(|| (start(), Workspace::default()));
-            let result = self.program.evaluate(job, &self.operands, &mut workspace, |values| {
+            let result = self.program.evaluate(job, &self.operands, None, &mut workspace, |values| {
                 let (base, models) = if self.has_base { (values[0], &values[1..]) } else { (&[][..], values) };
                 step(
                     &mut state,

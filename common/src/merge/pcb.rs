@@ -19,8 +19,13 @@
 use std::sync::Arc;
 
 use super::{
-    Base, Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings, elementary::exp, linear::WEIGHT, order,
-    round, task_vector,
+    Base, Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings,
+    elementary::{exp, tanh},
+    lanes::{self, Chunk, LANES, Lanes},
+    linear::WEIGHT,
+    order::{self, Selector},
+    round,
+    store::Table,
 };
 use crate::recipe::{Merge, Rule, Value};
 
@@ -106,6 +111,7 @@ impl Method for Pcb {
             _ => vec![(0..removed.len()).collect()],
         };
         let mut this = Groups { parts: Vec::new(), of: vec![None; removed.len()] };
+        let selector = Selector::default();
         for mut group in groups {
             group.retain(|tensor| !removed[*tensor]);
             let elements: usize = group.iter().map(|tensor| pass.elements()[*tensor]).sum();
@@ -114,16 +120,50 @@ impl Method for Pcb {
             }
             group.iter().for_each(|tensor| this.of[*tensor] = Some(this.parts.len()));
             let jobs = pass.jobs_of(&group);
-            let pass = pass.with(&jobs);
-            let cut = rank(elements, 1.0 - settings.number("ratio"), 0.0);
+            let group = Group {
+                pass: &pass.with(&jobs),
+                selector: &selector,
+                tensors: group.iter().map(|tensor| f64::from(u32::try_from(*tensor).unwrap_or(u32::MAX))).collect(),
+                elements,
+                cut: rank(elements, 1.0 - settings.number("ratio"), 0.0),
+            };
             let weights = Arc::clone(&weights);
             let part: Box<dyn Combine> = match Variant::of(settings.choice("variant")) {
-                Some(variant) => Box::new(Script::prepare(variant, &pass, elements, cut, weights)),
-                None => Box::new(Paper::prepare(&pass, cut, weights)),
+                Some(variant) => Box::new(Script::prepare(variant, &group, weights)),
+                None => Box::new(Paper::prepare(&group, weights)),
             };
             this.parts.push(part);
         }
         Box::new(this)
+    }
+}
+
+/// Tensors that have statistics in common.
+struct Group<'a> {
+    pass: &'a Pass<'a>,
+    selector: &'a Selector,
+    /// Their indices, which name the statistics.
+    tensors: Vec<f64>,
+    elements: usize,
+    /// Rank of the smallest score that is kept.
+    cut: u64,
+}
+
+impl Group<'_> {
+    /// The values of these ranks, the same for every task, of rows that `fill` writes; known by what `kind` and `parameters` say.
+    #[expect(clippy::cast_precision_loss, reason = "ranks below 2^53")]
+    fn order_statistics(
+        &self,
+        kind: &str,
+        parameters: &[f64],
+        ranks: &[u64],
+        fill: impl Fn(&Inputs<'_>, &mut [Vec<f32>]) + Sync,
+    ) -> Arc<Table> {
+        let places: Vec<_> = ranks.iter().map(|rank| *rank as f64).collect();
+        self.pass.once(kind, &[parameters, &self.tensors, &places], || {
+            let found = self.selector.select(self.pass, None, &vec![ranks.to_vec(); self.pass.models()], fill);
+            found.into_iter().map(|row| row.into_iter().map(f64::from).collect()).collect()
+        })
     }
 }
 
@@ -162,141 +202,202 @@ struct Span {
 }
 
 impl Span {
-    const EMPTY: Self = Self { low: f64::INFINITY, high: f64::NEG_INFINITY };
-
-    fn join(self, other: Self) -> Self {
-        Self { low: self.low.min(other.low), high: self.high.max(other.high) }
+    /// Factor that maps the span to 1.
+    #[inline(always)]
+    fn scale(self) -> f64 {
+        if self.high > self.low { 1.0 / (self.high - self.low) } else { 0.0 }
     }
 
-    fn norm(self, x: f64) -> f64 {
-        if self.high > self.low { (x - self.low) / (self.high - self.low) } else { 0.0 }
+    fn of(table: &Table) -> Vec<Self> {
+        table.iter().map(|row| Self { low: row[0], high: row[1] }).collect()
     }
 }
 
-/// The task vectors of one element.
-fn task_vectors(inputs: &Inputs<'_>, element: usize, out: &mut [f64]) {
-    for (out, model) in out.iter_mut().zip(inputs.models) {
-        *out = f64::from(task_vector(model[element], inputs.base[element]));
+/// Room for the numbers of a chunk, one of each for every task, and for every pair of tasks.
+struct Work {
+    deltas: Vec<Lanes>,
+    /// Normalised magnitudes.
+    norms: Vec<Lanes>,
+    scores: Vec<Lanes>,
+    pairs: Vec<Lanes>,
+}
+
+impl Work {
+    fn new(tasks: usize) -> Self {
+        let rows = |count| vec![[0.0; LANES]; count];
+        Self { deltas: rows(tasks), norms: rows(tasks), scores: rows(tasks), pairs: rows(pair(0, tasks)) }
+    }
+
+    #[inline(always)]
+    fn load(&mut self, chunk: &Chunk<'_>) {
+        self.deltas.iter_mut().enumerate().for_each(|(task, delta)| *delta = chunk.delta(task));
+    }
+}
+
+/// Index of the pair (i, j) in a list over i <= j.
+#[inline(always)]
+fn pair(i: usize, j: usize) -> usize {
+    let (i, j) = (i.min(j), i.max(j));
+    j * (j + 1) / 2 + i
+}
+
+/// How tasks are scored at each element.
+trait Score: Sync {
+    /// Writes every task's scores, rounded to F32, into `work.scores`.
+    fn score(&self, work: &mut Work);
+
+    /// Every task's scores over one block, for ranking.
+    #[inline(always)]
+    fn rows(&self, inputs: &Inputs<'_>, rows: &mut [Vec<f32>]) {
+        let mut work = Work::new(inputs.models.len());
+        lanes::walk(
+            inputs,
+            0..inputs.base.len(),
+            #[inline(always)]
+            |chunk| {
+                work.load(chunk);
+                self.score(&mut work);
+                rows.iter_mut().zip(&work.scores).for_each(|(row, scores)| chunk.store(scores, row));
+            },
+        );
     }
 }
 
 /// `Norm` and `Softmax` of the paper's two terms, for pairs (i, j) with i <= j; the pair (i, i) serves both terms.
 struct Paper {
     spans: Vec<Span>,
-    /// Softmax denominators of the pairs.
+    /// One over the softmax denominators of the pairs.
     inter: Vec<f64>,
-    /// Softmax denominators of the intra term, one per task.
+    /// One over the softmax denominators of the intra term, one for each task.
     intra: Vec<f64>,
-    cuts: Vec<f32>,
+    cuts: Vec<f64>,
     weights: Weights,
 }
 
-/// Index of the pair (i, j) in a list over i <= j.
-fn pair(i: usize, j: usize) -> usize {
-    let (i, j) = (i.min(j), i.max(j));
-    j * (j + 1) / 2 + i
-}
-
 impl Paper {
-    fn prepare(pass: &Pass<'_>, cut: u64, weights: Weights) -> Self {
-        let models = pass.models();
-        let pairs = models * (models + 1) / 2;
-        let spans = pass.fold(
-            None,
-            || vec![Span::EMPTY; pairs],
-            |spans: &mut Vec<Span>, inputs| {
-                let mut deltas = vec![0.0; models];
-                for element in 0..inputs.base.len() {
-                    task_vectors(inputs, element, &mut deltas);
-                    for j in 0..models {
-                        for i in 0..=j {
-                            let product = deltas[i] * deltas[j];
-                            let span = &mut spans[pair(i, j)];
-                            *span = span.join(Span { low: product, high: product });
-                        }
-                    }
-                }
-            },
-            |a, b| a.into_iter().zip(b).map(|(a, b)| a.join(b)).collect(),
-        );
-        let mut this = Self { spans, inter: vec![1.0; pairs], intra: vec![1.0; models], cuts: Vec::new(), weights };
-        let sums = pass.sums(pairs + models, |inputs, elements, sums| {
-            let mut work = Work::new(models);
-            for element in elements {
-                task_vectors(inputs, element, &mut work.deltas);
-                this.terms(&mut work);
-                let terms = work.inter.iter().chain(&work.intra);
-                sums.iter_mut().zip(terms).for_each(|(sum, term)| *sum += term);
-            }
+    fn prepare(group: &Group<'_>, weights: Weights) -> Self {
+        let models = group.pass.models();
+        let pairs = pair(0, models);
+        let spans = group.pass.once("pcb spans", &[&group.tensors], || spans(group.pass, pairs));
+        let mut this =
+            Self { spans: Span::of(&spans), inter: vec![1.0; pairs], intra: vec![1.0; models], cuts: vec![0.0; models], weights };
+        let sums = group.pass.once("pcb sums", &[&group.tensors], || {
+            let sums = group.pass.sums(pairs + models, |inputs, elements, sums| {
+                let mut work = Work::new(models);
+                lanes::sum(
+                    inputs,
+                    elements,
+                    sums,
+                    #[inline(always)]
+                    |chunk, sums| {
+                        work.load(chunk);
+                        this.terms(&mut work);
+                        let inside = chunk.inside();
+                        let terms = work.pairs.iter().chain(&work.scores);
+                        sums.iter_mut().zip(terms).for_each(|(sum, term)| sum.add_products(term, &inside));
+                    },
+                );
+            });
+            vec![sums]
         });
-        this.inter = sums[..pairs].to_vec();
-        this.intra = sums[pairs..].to_vec();
-        let found = order::select(pass, None, &vec![vec![cut]; models], |inputs, rows| {
-            score_rows(inputs, rows, |element, work| this.score(inputs, element, work));
-        });
-        this.cuts = found.into_iter().map(|row| row[0]).collect();
+        this.inter = sums[0][..pairs].iter().map(|sum| 1.0 / sum).collect();
+        this.intra = sums[0][pairs..].iter().map(|sum| 1.0 / sum).collect();
+        let cuts = group.order_statistics("pcb cuts", &[], &[group.cut], |inputs, rows| this.rows(inputs, rows));
+        this.cuts = cuts.iter().map(|row| row[0]).collect();
         this
     }
 
-    /// The numerators of both softmaxes.
+    /// The numerators of both softmaxes: of the pairs, and, among the scores, of the tasks.
+    #[inline(always)]
+    #[expect(clippy::cast_precision_loss, reason = "a count of models")]
     fn terms(&self, work: &mut Work) {
-        let models = work.deltas.len();
-        #[expect(clippy::cast_precision_loss, reason = "a count of models")]
-        let n = models as f64;
-        for j in 0..models {
+        let Work { deltas, scores, pairs, .. } = work;
+        let n = deltas.len() as f64;
+        for j in 0..deltas.len() {
             for i in 0..=j {
-                let at = pair(i, j);
-                let norm = self.spans[at].norm(work.deltas[i] * work.deltas[j]);
-                work.inter[at] = exp(norm);
+                let (low, scale) = (self.spans[pair(i, j)].low, self.spans[pair(i, j)].scale());
+                let norm = lanes::each(
+                    &deltas[i],
+                    &deltas[j],
+                    #[inline(always)]
+                    |a, b| (a * b - low) * scale,
+                );
+                pairs[pair(i, j)] = lanes::each(
+                    &norm,
+                    &norm,
+                    #[inline(always)]
+                    |norm, _| exp(norm),
+                );
                 if i == j {
-                    work.intra[i] = exp(n * norm);
+                    scores[i] = lanes::each(
+                        &norm,
+                        &norm,
+                        #[inline(always)]
+                        |norm, _| exp(n * norm),
+                    );
                 }
             }
         }
     }
+}
 
-    /// beta_i = Softmax(N Norm(tau_i^2)) * sum_j Softmax(Norm(tau_i tau_j)).
-    fn score(&self, inputs: &Inputs<'_>, element: usize, work: &mut Work) {
-        task_vectors(inputs, element, &mut work.deltas);
-        self.terms(work);
-        let models = work.deltas.len();
-        for i in 0..models {
-            let mut inter = 0.0;
-            for j in 0..models {
-                inter += work.inter[pair(i, j)] / self.inter[pair(i, j)];
+/// The smallest and the largest product of each pair of tasks.
+fn spans(pass: &Pass<'_>, pairs: usize) -> Table {
+    let models = pass.models();
+    pass.fold(
+        None,
+        || vec![vec![f64::INFINITY, f64::NEG_INFINITY]; pairs],
+        |spans: &mut Table, inputs| {
+            let mut work = Work::new(models);
+            let mut lanes = vec![([f64::INFINITY; LANES], [f64::NEG_INFINITY; LANES]); pairs];
+            lanes::walk(
+                inputs,
+                0..inputs.base.len(),
+                #[inline(always)]
+                |chunk| {
+                    work.load(chunk);
+                    let inside = chunk.inside();
+                    for j in 0..models {
+                        for i in 0..=j {
+                            let (a, b, (low, high)) = (&work.deltas[i], &work.deltas[j], &mut lanes[pair(i, j)]);
+                            for l in 0..LANES {
+                                let product = a[l] * b[l];
+                                low[l] = if (inside[l] > 0.0) & (product < low[l]) { product } else { low[l] };
+                                high[l] = if (inside[l] > 0.0) & (product > high[l]) { product } else { high[l] };
+                            }
+                        }
+                    }
+                },
+            );
+            for (span, (low, high)) in spans.iter_mut().zip(&lanes) {
+                span[0] = low.iter().copied().fold(span[0], f64::min);
+                span[1] = high.iter().copied().fold(span[1], f64::max);
             }
-            work.scores[i] = round(work.intra[i] / self.intra[i] * inter);
-        }
-    }
+        },
+        |a, b| a.iter().zip(&b).map(|(a, b)| vec![a[0].min(b[0]), a[1].max(b[1])]).collect(),
+    )
 }
 
-/// Every task's scores over one block, for ranking.
-fn score_rows(inputs: &Inputs<'_>, rows: &mut [Vec<f32>], score: impl Fn(usize, &mut Work)) {
-    let mut work = Work::new(inputs.models.len());
-    for element in 0..inputs.base.len() {
-        score(element, &mut work);
-        rows.iter_mut().zip(&work.scores).for_each(|(row, score)| row.push(*score));
-    }
-}
-
-/// Room for one element's numbers.
-struct Work {
-    deltas: Vec<f64>,
-    /// Signed normalised magnitudes.
-    halves: Vec<f64>,
-    inter: Vec<f64>,
-    intra: Vec<f64>,
-    scores: Vec<f32>,
-}
-
-impl Work {
-    fn new(models: usize) -> Self {
-        Self {
-            deltas: vec![0.0; models],
-            halves: vec![0.0; models],
-            inter: vec![0.0; models * (models + 1) / 2],
-            intra: vec![0.0; models],
-            scores: vec![0.0; models],
+impl Score for Paper {
+    /// beta_i = Softmax(N Norm(tau_i^2)) * sum_j Softmax(Norm(tau_i tau_j)).
+    #[inline(always)]
+    fn score(&self, work: &mut Work) {
+        self.terms(work);
+        for i in 0..work.deltas.len() {
+            let mut inter = [0.0; LANES];
+            for j in 0..work.deltas.len() {
+                let (terms, scale) = (&work.pairs[pair(i, j)], self.inter[pair(i, j)]);
+                for l in 0..LANES {
+                    inter[l] += terms[l] * scale;
+                }
+            }
+            let scale = self.intra[i];
+            work.scores[i] = lanes::each(
+                &work.scores[i],
+                &inter,
+                #[inline(always)]
+                |term, inter| f64::from(round(term * scale * inter)),
+            );
         }
     }
 }
@@ -304,18 +405,30 @@ impl Work {
 impl Combine for Paper {
     fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]) {
         let mut work = Work::new(inputs.models.len());
-        for (element, out) in out.iter_mut().enumerate() {
-            self.score(inputs, element, &mut work);
-            let (mut sum, mut divisor) = (0.0, 0.0);
-            for (i, &score) in work.scores.iter().enumerate() {
-                if score >= self.cuts[i] {
-                    sum += self.weights[inputs.tensor][i] * f64::from(score) * work.deltas[i];
-                    divisor += f64::from(score);
+        let weights = self.weights[inputs.tensor].as_slice();
+        lanes::map(
+            inputs,
+            out,
+            #[inline(always)]
+            |chunk| {
+                work.load(chunk);
+                self.score(&mut work);
+                let (mut sum, mut divisor) = ([0.0; LANES], [0.0; LANES]);
+                for (i, weight) in weights.iter().enumerate() {
+                    let (scores, deltas, cut) = (&work.scores[i], &work.deltas[i], self.cuts[i]);
+                    for l in 0..LANES {
+                        let score = if scores[l] >= cut { scores[l] } else { 0.0 };
+                        sum[l] += weight * score * deltas[l];
+                        divisor[l] += score;
+                    }
                 }
-            }
-            let merged = if divisor == 0.0 { 0.0 } else { sum / divisor };
-            *out = round(f64::from(inputs.base[element]) + merged);
-        }
+                let mut merged = chunk.base();
+                for l in 0..LANES {
+                    merged[l] += if divisor[l] == 0.0 { 0.0 } else { sum[l] / divisor[l] };
+                }
+                merged
+            },
+        );
     }
 }
 
@@ -354,79 +467,144 @@ impl Variant {
 
 /// The official programs' computation.
 struct Script {
-    variant: Variant,
-    /// Bounds that magnitudes are clamped to, per task.
+    inter: Inter,
+    /// Bounds that magnitudes are clamped to, for each task.
     bounds: Vec<Span>,
-    /// Cut and largest score, per task.
+    /// Cut and largest score, for each task.
     scores: Vec<Span>,
     weights: Weights,
 }
 
 impl Script {
-    fn prepare(variant: Variant, pass: &Pass<'_>, elements: usize, cut: u64, weights: Weights) -> Self {
-        let models = pass.models();
+    fn prepare(variant: Variant, group: &Group<'_>, weights: Weights) -> Self {
+        let elements = group.elements;
         let low = rank(elements, variant.winsor, 0.0);
         let high = rank(elements, 1.0 - variant.winsor, 1.0).max(low);
-        let spans = |found: Vec<Vec<f32>>| -> Vec<Span> {
-            let span = |row: &Vec<f32>| Span { low: f64::from(row[0]), high: f64::from(row[1]) };
-            found.iter().map(span).collect()
-        };
-        let magnitudes = order::select(pass, None, &vec![vec![low, high]; models], |inputs, rows| {
-            for (row, model) in rows.iter_mut().zip(inputs.models) {
-                row.extend(model.iter().zip(inputs.base).map(|(m, b)| task_vector(*m, *b).abs()));
-            }
-        });
-        let mut this = Self { variant, bounds: spans(magnitudes), scores: Vec::new(), weights };
+        let bounds = group.order_statistics("pcb bounds", &[], &[low, high], order::magnitudes);
+        let mut this = Self { inter: variant.inter, bounds: Span::of(&bounds), scores: Vec::new(), weights };
         let last = elements.saturating_sub(1) as u64;
-        let scores = order::select(pass, None, &vec![vec![cut, last]; models], |inputs, rows| {
-            score_rows(inputs, rows, |element, work| this.score(inputs, element, work));
-        });
-        this.scores = spans(scores);
+        let inter = match variant.inter {
+            Inter::Raw => 0.0,
+            Inter::Half => 1.0,
+            Inter::Normalized => 2.0,
+        };
+        let scores = group
+            .order_statistics("pcb scores", &[variant.winsor, inter], &[group.cut, last], |inputs, rows| this.rows(inputs, rows));
+        this.scores = Span::of(&scores);
         this
     }
+}
 
-    fn clamped(&self, task: usize, delta: f64) -> f64 {
-        delta.abs().clamp(self.bounds[task].low, self.bounds[task].high)
-    }
-
+impl Score for Script {
     /// exp(n norm(a_i)^2) times the competition between tasks.
-    fn score(&self, inputs: &Inputs<'_>, element: usize, work: &mut Work) {
-        let Work { deltas, halves, scores, .. } = work;
-        task_vectors(inputs, element, deltas);
-        #[expect(clippy::cast_precision_loss, reason = "a count of models")]
-        let n = deltas.len() as f64;
-        let norm = |i: usize, delta: f64| self.bounds[i].norm(self.clamped(i, delta));
-        for (i, (half, &delta)) in halves.iter_mut().zip(&*deltas).enumerate() {
-            // The sign of 0 is 0.
-            *half = if delta == 0.0 { 0.0 } else { norm(i, delta).copysign(delta) };
+    #[inline(always)]
+    #[expect(clippy::cast_precision_loss, reason = "a count of models")]
+    fn score(&self, work: &mut Work) {
+        let Work { deltas, norms, scores, pairs } = work;
+        let tasks = deltas.len();
+        let n = tasks as f64;
+        let mut total = [0.0; LANES];
+        for i in 0..tasks {
+            let (Span { low, high }, scale) = (self.bounds[i], self.bounds[i].scale());
+            let delta = &deltas[i];
+            // The scores' place holds h_i until they are known.
+            norms[i] = lanes::each(
+                delta,
+                delta,
+                #[inline(always)]
+                |delta, _| (delta.abs().max(low).min(high) - low) * scale,
+            );
+            scores[i] = lanes::each(
+                &norms[i],
+                delta,
+                #[inline(always)]
+                |norm, delta| half(norm, delta),
+            );
+            let terms = if self.inter == Inter::Raw { delta } else { &scores[i] };
+            total = lanes::each(
+                &total,
+                terms,
+                #[inline(always)]
+                |total, term| total + term,
+            );
         }
-        let total: f64 = if self.variant.inter == Inter::Raw { deltas.iter().sum() } else { halves.iter().sum() };
-        for (i, &delta) in deltas.iter().enumerate() {
-            let inter = match self.variant.inter {
-                Inter::Raw | Inter::Half => libm::tanh(delta * total),
-                Inter::Normalized => halves.iter().map(|other| libm::tanh(halves[i] * other)).sum(),
-            };
-            let norm = norm(i, delta);
-            scores[i] = round(exp(n * norm * norm) * inter);
+        if self.inter == Inter::Normalized {
+            for j in 0..tasks {
+                for i in 0..=j {
+                    pairs[pair(i, j)] = lanes::each(
+                        &scores[i],
+                        &scores[j],
+                        #[inline(always)]
+                        |a, b| tanh(a * b),
+                    );
+                }
+            }
+        }
+        for i in 0..tasks {
+            let mut inter = [0.0; LANES];
+            if self.inter == Inter::Normalized {
+                for j in 0..tasks {
+                    inter = lanes::each(
+                        &inter,
+                        &pairs[pair(i, j)],
+                        #[inline(always)]
+                        |inter, term| inter + term,
+                    );
+                }
+            } else {
+                inter = lanes::each(
+                    &deltas[i],
+                    &total,
+                    #[inline(always)]
+                    |delta, total| tanh(delta * total),
+                );
+            }
+            scores[i] = lanes::each(
+                &norms[i],
+                &inter,
+                #[inline(always)]
+                |norm, inter| f64::from(round(exp(n * norm * norm) * inter)),
+            );
         }
     }
+}
+
+/// A normalised magnitude with its task vector's sign; the sign of 0 is 0.
+#[inline(always)]
+fn half(norm: f64, delta: f64) -> f64 {
+    if delta == 0.0 { 0.0 } else { norm.copysign(delta) }
 }
 
 impl Combine for Script {
     fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]) {
         let mut work = Work::new(inputs.models.len());
-        for (element, out) in out.iter_mut().enumerate() {
-            self.score(inputs, element, &mut work);
-            let (mut sum, mut divisor) = (0.0, 0.0);
-            for (i, &score) in work.scores.iter().enumerate() {
-                let scale = self.scores[i].norm(f64::from(score).max(self.scores[i].low));
-                let delta = work.deltas[i];
-                // Exact zeros stay zero; other values take their sign to the clamped magnitude.
-                let clamped = if delta == 0.0 { 0.0 } else { self.clamped(i, delta).copysign(delta) };
-                sum += self.weights[inputs.tensor][i] * clamped * scale;
-                divisor += scale;
-            }
-            *out = round(f64::from(inputs.base[element]) + sum / divisor.max(1e-12));
-        }
+        let weights = self.weights[inputs.tensor].as_slice();
+        lanes::map(
+            inputs,
+            out,
+            #[inline(always)]
+            |chunk| {
+                work.load(chunk);
+                self.score(&mut work);
+                let (mut sum, mut divisor) = ([0.0; LANES], [0.0; LANES]);
+                for (i, weight) in weights.iter().enumerate() {
+                    let (bounds, span, factor) = (self.bounds[i], self.scores[i], self.scores[i].scale());
+                    let (deltas, scores) = (&work.deltas[i], &work.scores[i]);
+                    for l in 0..LANES {
+                        let delta = deltas[l];
+                        let scale = (scores[l].max(span.low) - span.low) * factor;
+                        // Exact zeros stay zero; other values take their sign to the clamped magnitude.
+                        let clamped = half(delta.abs().max(bounds.low).min(bounds.high), delta);
+                        sum[l] += weight * clamped * scale;
+                        divisor[l] += scale;
+                    }
+                }
+                let mut merged = chunk.base();
+                for l in 0..LANES {
+                    merged[l] += sum[l] / divisor[l].max(1e-12);
+                }
+                merged
+            },
+        );
     }
 }

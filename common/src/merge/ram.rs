@@ -3,7 +3,11 @@
 //! A task vector counts where its magnitude is above `epsilon`. Where one model alone counts its value is taken, where several do the mean of theirs. RAM+
 //! scales what is a model's alone by `1 + r * clamp(shared / unique, 0, alpha)`, from the counts of its shared and unique elements in the tensor.
 
-use super::{Base, Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings, round, statistics, task_vector};
+use super::{
+    Base, Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings,
+    lanes::{self, Chunk, LANES, Lanes},
+    statistics,
+};
 
 pub(super) struct Ram;
 pub(super) struct RamPlus;
@@ -87,14 +91,27 @@ impl Method for RamPlus {
         let (r, alpha) = (settings.per_tensor("r"), settings.per_tensor("alpha"));
         // For each model: shared elements, then unique ones.
         let counts = statistics::sums(pass, 2 * models, |inputs, elements, sums| {
-            for element in elements {
-                let counting = counting(inputs, element, epsilon[inputs.tensor]);
-                for model in 0..models {
-                    if counts_at(inputs, element, model, epsilon[inputs.tensor]) {
-                        sums[if counting > 1 { model } else { models + model }] += 1.0;
+            let epsilon = epsilon[inputs.tensor];
+            lanes::sum(
+                inputs,
+                elements,
+                sums,
+                #[inline(always)]
+                |chunk, sums| {
+                    let counting = counting(chunk, epsilon);
+                    for model in 0..models {
+                        let delta = chunk.delta(model);
+                        let (mut shared, mut unique) = ([0.0; LANES], [0.0; LANES]);
+                        for l in 0..LANES {
+                            let counts = if delta[l].abs() > epsilon { 1.0 } else { 0.0 };
+                            shared[l] = if counting[l] > 1.0 { counts } else { 0.0 };
+                            unique[l] = counts - shared[l];
+                        }
+                        sums[model].add(&shared);
+                        sums[models + model].add(&unique);
                     }
-                }
-            }
+                },
+            );
         });
         let unique = |(tensor, counts): (usize, &Vec<f64>)| {
             (0..models)
@@ -111,30 +128,41 @@ impl Method for RamPlus {
     }
 }
 
-fn counts_at(inputs: &Inputs<'_>, element: usize, model: usize, epsilon: f64) -> bool {
-    f64::from(task_vector(inputs.models[model][element], inputs.base[element]).abs()) > epsilon
-}
-
-/// How many models count at an element.
-fn counting(inputs: &Inputs<'_>, element: usize, epsilon: f64) -> usize {
-    (0..inputs.models.len()).filter(|&model| counts_at(inputs, element, model, epsilon)).count()
+/// How many models count at each element.
+#[inline(always)]
+fn counting(chunk: &Chunk<'_>, epsilon: f64) -> Lanes {
+    let mut counting = [0.0; LANES];
+    for model in 0..chunk.models() {
+        let delta = chunk.delta(model);
+        for l in 0..LANES {
+            counting[l] += if delta[l].abs() > epsilon { 1.0 } else { 0.0 };
+        }
+    }
+    counting
 }
 
 impl Combine for Reinforced {
-    #[expect(clippy::cast_precision_loss, reason = "a count of models")]
     fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]) {
-        let (epsilon, unique) = (self.epsilon[inputs.tensor], &self.unique[inputs.tensor]);
-        for (element, out) in out.iter_mut().enumerate() {
-            let counting = counting(inputs, element, epsilon);
-            let base = inputs.base[element];
-            let mut sum = 0.0;
-            for (model, unique) in inputs.models.iter().zip(unique) {
-                let delta = f64::from(task_vector(model[element], base));
-                if delta.abs() > epsilon {
-                    sum += if counting == 1 { unique * delta } else { delta / counting as f64 };
+        let (epsilon, unique) = (self.epsilon[inputs.tensor], self.unique[inputs.tensor].as_slice());
+        lanes::map(
+            inputs,
+            out,
+            #[inline(always)]
+            |chunk| {
+                let (counting, mut sum) = (counting(chunk, epsilon), [0.0; LANES]);
+                for (model, unique) in unique.iter().enumerate() {
+                    let delta = chunk.delta(model);
+                    for l in 0..LANES {
+                        let part = if counting[l] == 1.0 { unique * delta[l] } else { delta[l] / counting[l] };
+                        sum[l] += if delta[l].abs() > epsilon { part } else { 0.0 };
+                    }
                 }
-            }
-            *out = round(f64::from(base) + sum);
-        }
+                let mut merged = chunk.base();
+                for l in 0..LANES {
+                    merged[l] += sum[l];
+                }
+                merged
+            },
+        );
     }
 }

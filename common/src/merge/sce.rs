@@ -5,14 +5,17 @@
 //! the sum; mean of the rest by those weights.
 
 use super::{
-    Base, Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings, order, round, statistics, task_vector,
+    Base, Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings,
+    lanes::{self, Chunk, LANES, Lanes},
+    order::Selector,
+    round, statistics,
 };
 
 pub(super) struct Sce;
 
 struct Selected {
     /// For each tensor: variances from here on are selected.
-    thresholds: Vec<f32>,
+    thresholds: Vec<f64>,
     /// `[tensor][model]`.
     weights: Vec<Vec<f64>>,
 }
@@ -44,18 +47,34 @@ impl Method for Sce {
     fn prepare(&self, settings: &Settings, pass: &Pass<'_>) -> Box<dyn Combine> {
         let shares = settings.per_tensor("select_topk");
         let varying = statistics::sums(pass, 1, |inputs, elements, sums| {
-            sums[0] += elements.map(|element| f64::from(u8::from(variance(inputs, element) > 0.0))).sum::<f64>();
+            lanes::sum(
+                inputs,
+                elements,
+                sums,
+                #[inline(always)]
+                |chunk, sums| sums[0].add(&variance(chunk).map(|variance| if variance > 0.0 { 1.0 } else { 0.0 })),
+            );
         });
-        let thresholds =
-            shares.iter().enumerate().map(|(tensor, &share)| threshold(pass, tensor, varying[tensor][0], share)).collect();
-        let mut this = Selected { thresholds, weights: Vec::new() };
+        let selector = Selector::default();
+        let threshold = |(tensor, share): (usize, &f64)| threshold(&selector, pass, tensor, varying[tensor][0], *share);
+        let mut this = Selected { thresholds: shares.iter().enumerate().map(threshold).collect(), weights: Vec::new() };
         this.weights = statistics::sums(pass, pass.models(), |inputs, elements, sums| {
-            for element in elements.filter(|&element| this.selects(inputs, element)) {
-                for (sum, model) in sums.iter_mut().zip(inputs.models) {
-                    let delta = f64::from(task_vector(model[element], inputs.base[element]));
-                    *sum += delta * delta;
-                }
-            }
+            lanes::sum(
+                inputs,
+                elements,
+                sums,
+                #[inline(always)]
+                |chunk, sums| {
+                    let selected = this.selected(inputs.tensor, chunk);
+                    for (model, sum) in sums.iter_mut().enumerate() {
+                        let mut delta = chunk.delta(model);
+                        for l in 0..LANES {
+                            delta[l] *= selected[l];
+                        }
+                        sum.add_products(&delta, &delta);
+                    }
+                },
+            );
         });
         for (weights, &elements) in this.weights.iter_mut().zip(pass.elements()) {
             weigh(weights, elements);
@@ -75,56 +94,90 @@ fn weigh(sums: &mut [f64], elements: usize) {
 
 /// The variance of rank `k = floor(share * varying)` from the top; 0 selects all, infinity none.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
-fn threshold(pass: &Pass<'_>, tensor: usize, varying: f64, share: f64) -> f32 {
+fn threshold(selector: &Selector, pass: &Pass<'_>, tensor: usize, varying: f64, share: f64) -> f64 {
     if share >= 1.0 {
         return 0.0;
     }
     let kept = (varying * share) as usize;
     if kept == 0 {
-        return f32::INFINITY;
+        return f64::INFINITY;
     }
-    let rank = (pass.elements()[tensor] - kept) as u64;
-    let found = order::select(pass, Some(tensor), &[vec![rank]], |inputs, rows| {
-        rows[0].extend((0..inputs.base.len()).map(|element| variance(inputs, element)));
+    let found = selector.select(pass, Some(tensor), &[vec![(pass.elements()[tensor] - kept) as u64]], |inputs, rows| {
+        if let [row] = rows {
+            lanes::map(
+                inputs,
+                row,
+                #[inline(always)]
+                |chunk| variance(chunk),
+            );
+        }
     });
-    found[0][0]
+    f64::from(found[0][0])
 }
 
-/// The population variance of the task vectors at an element.
+/// The population variance of the task vectors, rounded to F32 since it is ranked as such.
+#[inline(always)]
 #[expect(clippy::cast_precision_loss, reason = "a count of models")]
-fn variance(inputs: &Inputs<'_>, element: usize) -> f32 {
-    let deltas = || inputs.models.iter().map(|model| f64::from(task_vector(model[element], inputs.base[element])));
-    let count = inputs.models.len() as f64;
-    let mean = deltas().sum::<f64>() / count;
-    round(deltas().map(|delta| (delta - mean) * (delta - mean)).sum::<f64>() / count)
+fn variance(chunk: &Chunk<'_>) -> Lanes {
+    let count = chunk.models() as f64;
+    let (mut mean, mut variance) = ([0.0; LANES], [0.0; LANES]);
+    for model in 0..chunk.models() {
+        let delta = chunk.delta(model);
+        for l in 0..LANES {
+            mean[l] += delta[l];
+        }
+    }
+    for l in 0..LANES {
+        mean[l] /= count;
+    }
+    for model in 0..chunk.models() {
+        let delta = chunk.delta(model);
+        for l in 0..LANES {
+            let apart = delta[l] - mean[l];
+            variance[l] += apart * apart;
+        }
+    }
+    variance.map(|variance| f64::from(round(variance / count)))
 }
 
 impl Selected {
-    fn selects(&self, inputs: &Inputs<'_>, element: usize) -> bool {
-        let threshold = self.thresholds[inputs.tensor];
-        threshold == 0.0 || variance(inputs, element) >= threshold
+    /// 1 where an element is selected, 0 elsewhere.
+    #[inline(always)]
+    fn selected(&self, tensor: usize, chunk: &Chunk<'_>) -> Lanes {
+        let threshold = self.thresholds[tensor];
+        variance(chunk).map(|variance| if variance >= threshold { 1.0 } else { 0.0 })
     }
 }
 
 impl Combine for Selected {
     fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]) {
-        let weights = &self.weights[inputs.tensor];
-        for (element, out) in out.iter_mut().enumerate() {
-            let base = inputs.base[element];
-            *out = base;
-            if !self.selects(inputs, element) {
-                continue;
-            }
-            let deltas = || inputs.models.iter().map(|model| f64::from(task_vector(model[element], base)));
-            let positive = deltas().sum::<f64>() >= 0.0;
-            let (mut sum, mut divisor) = (0.0, 0.0);
-            for (delta, weight) in deltas().zip(weights) {
-                if delta != 0.0 && (delta > 0.0) == positive {
-                    sum += weight * delta;
-                    divisor += weight;
+        let weights = self.weights[inputs.tensor].as_slice();
+        lanes::map(
+            inputs,
+            out,
+            #[inline(always)]
+            |chunk| {
+                let (mut total, mut sum, mut divisor) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
+                for model in 0..weights.len() {
+                    let delta = chunk.delta(model);
+                    for l in 0..LANES {
+                        total[l] += delta[l];
+                    }
                 }
-            }
-            *out = round(f64::from(base) + sum / divisor.max(1e-6));
-        }
+                for (model, weight) in weights.iter().enumerate() {
+                    let delta = chunk.delta(model);
+                    for l in 0..LANES {
+                        let agrees = (delta[l] > 0.0) == (total[l] >= 0.0) && delta[l] != 0.0;
+                        sum[l] += if agrees { weight * delta[l] } else { 0.0 };
+                        divisor[l] += if agrees { *weight } else { 0.0 };
+                    }
+                }
+                let (mut merged, selected) = (chunk.base(), self.selected(inputs.tensor, chunk));
+                for l in 0..LANES {
+                    merged[l] += selected[l] * (sum[l] / f64::max(divisor[l], 1e-6));
+                }
+                merged
+            },
+        );
     }
 }

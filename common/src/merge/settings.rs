@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use super::{Base, find, layers::Layers};
 use crate::{
+    digest::Digest,
     recipe::{Merge, Parameters, Rule, Value},
     suggest,
 };
@@ -38,6 +39,8 @@ pub enum Kind {
     Flag,
     /// One of some names.
     Choice(&'static [&'static str]),
+    /// A file of statistics: its content digest in a recipe, its path in a merge definition.
+    Statistics,
 }
 
 /// A parameter's value where none is given.
@@ -49,6 +52,8 @@ pub enum Default {
     Flag(bool),
     /// A name.
     Choice(&'static str),
+    /// There is none: a value has to be given.
+    Required,
 }
 
 /// A declared parameter.
@@ -123,6 +128,16 @@ impl Settings {
         }
     }
 
+    /// A declared text of every model, in order.
+    #[must_use]
+    pub fn texts(&self, name: &str) -> Vec<&str> {
+        let texts = self.models.iter().map(|model| match model.get(name) {
+            Some(Value::Text(text)) => text.as_str(),
+            _ => "",
+        });
+        texts.collect()
+    }
+
     /// A declared number of every model, in order, for each tensor: `[tensor][model]`.
     #[must_use]
     pub fn per_model(&self, name: &str) -> Vec<Vec<f64>> {
@@ -176,8 +191,8 @@ fn interpolate(list: &[f64], depth: f64) -> f64 {
 }
 
 /// The value that holds where `sources`, from the most to the least binding, give one or rules: rules of one go before those of the next, as
-/// mergekit looks from a model's parameters on to the merge's.
-pub fn join<'v>(sources: impl IntoIterator<Item = &'v Value>) -> Value {
+/// mergekit looks from a model's parameters on to the merge's. The last source gives a value for every tensor; without sources there is none.
+pub fn join<'v>(sources: impl IntoIterator<Item = &'v Value>) -> Option<Value> {
     let mut joined = Vec::new();
     for source in sources {
         match source {
@@ -194,8 +209,9 @@ pub fn join<'v>(sources: impl IntoIterator<Item = &'v Value>) -> Value {
         joined.truncate(end + 1);
     }
     match joined.as_slice() {
-        [Rule { filter: None, value }] => value.clone(),
-        _ => Value::Rules(joined),
+        [] => None,
+        [Rule { filter: None, value }] => Some(value.clone()),
+        _ => Some(Value::Rules(joined)),
     }
 }
 
@@ -230,17 +246,21 @@ pub fn normalize(mut merge: Merge) -> Result<Merge, ParameterError> {
             given.iter().try_for_each(|value| spec.check(value)).map_err(&bad)?;
             Ok(given)
         };
-        let value = join(own(&mut merge.parameters)?.iter().chain([&spec.default.value()]));
+        let default = spec.default.value();
+        let given = own(&mut merge.parameters)?;
+        let value = join(given.iter().chain(&default));
         match spec.scope {
             Scope::Merge => {
                 if merge.models.iter().any(|input| input.parameters.contains_key(spec.name)) {
                     return Err(bad(format!("{} holds for the whole merge and cannot stand at one model", spec.name)));
                 }
+                let value = value.ok_or_else(|| bad(format!("{} is missing: {}", spec.name, spec.doc)))?;
                 merge.parameters.insert(spec.name.to_owned(), value);
             }
             Scope::Model => {
                 for input in &mut merge.models {
-                    let value = join(own(&mut input.parameters)?.iter().chain([&value]));
+                    let value = join(own(&mut input.parameters)?.iter().chain(&value));
+                    let value = value.ok_or_else(|| bad(format!("{} is missing at a model: {}", spec.name, spec.doc)))?;
                     input.parameters.insert(spec.name.to_owned(), value);
                 }
             }
@@ -300,6 +320,8 @@ impl ParameterSpec {
                     Err(format!("unknown {name} {}", suggest::unknown(text, names.iter().copied())))
                 }
             }
+            (Kind::Statistics, Value::Text(text)) => text.parse::<Digest>().map(drop).map_err(|error| format!("{name}: {error}")),
+            (Kind::Statistics, _) => Err(format!("{name} is {}: the digest of a file of statistics is expected", shown())),
             (Kind::Number(..), _) => Err(format!(
                 "{name} is {}: a number, a list of numbers over the layers, or rules by tensor are expected",
                 shown()
@@ -321,11 +343,12 @@ impl Kind {
 }
 
 impl Default {
-    fn value(self) -> Value {
+    fn value(self) -> Option<Value> {
         match self {
-            Self::Number(number) => Value::Number(number),
-            Self::Flag(flag) => Value::Flag(flag),
-            Self::Choice(name) => Value::Text(name.to_owned()),
+            Self::Number(number) => Some(Value::Number(number)),
+            Self::Flag(flag) => Some(Value::Flag(flag)),
+            Self::Choice(name) => Some(Value::Text(name.to_owned())),
+            Self::Required => None,
         }
     }
 }
@@ -335,7 +358,6 @@ mod tests {
     use super::*;
     use crate::{
         checkpoint::{Space, SpaceTensor},
-        digest::Digest,
         recipe::{Input, Recipe},
     };
 

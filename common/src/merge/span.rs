@@ -2,7 +2,9 @@
 //! summed in one pass and then applied block by block, or of the lines of a tensor along one of its sides, which need whole tensors.
 
 use super::{
-    Combine, Inputs, Pass, round,
+    Combine, Inputs, Pass,
+    lanes::{self, LANES},
+    round,
     statistics::{Gram, Vectors},
     task_vector,
 };
@@ -41,6 +43,7 @@ impl Span {
         Box::new(Self { vectors, axes, rule, coefficients })
     }
 
+    /// The combination at one element, for lines.
     fn combine(&self, inputs: &Inputs<'_>, coefficients: &[f64], element: usize) -> f32 {
         let base = || f64::from(inputs.base[element]);
         let models = inputs.models.iter().map(|model| model[element]);
@@ -57,9 +60,8 @@ impl Span {
     }
 }
 
-/// The elements of each line along `axis`: the first, the step and how many.
-fn lines(shape: &[usize], axis: Axis) -> impl Iterator<Item = (usize, usize, usize)> + '_ {
-    let elements: usize = shape.iter().product();
+/// The elements of each line along `axis` in the first `elements` of a tensor: the first, the step and how many.
+fn lines(shape: &[usize], elements: usize, axis: Axis) -> impl Iterator<Item = (usize, usize, usize)> + '_ {
     let (length, step) = match axis {
         Axis::Last => (shape.last().copied().unwrap_or(1), 1),
         Axis::First => {
@@ -77,13 +79,24 @@ impl Combine for Span {
         let axis = self.axes[inputs.tensor];
         if axis == Axis::All {
             let coefficients = &self.coefficients[inputs.tensor];
-            for (element, out) in out.iter_mut().enumerate() {
-                *out = self.combine(inputs, coefficients, element);
-            }
-            return;
+            return lanes::map(
+                inputs,
+                out,
+                #[inline(always)]
+                |chunk| {
+                    let mut sum = if self.vectors == Vectors::Deltas { chunk.base() } else { [0.0; LANES] };
+                    for (index, coefficient) in coefficients.iter().enumerate() {
+                        let values = self.vectors.lanes(chunk, index);
+                        for l in 0..LANES {
+                            sum[l] += coefficient * values[l];
+                        }
+                    }
+                    sum
+                },
+            );
         }
         let mut vectors = Vec::new();
-        for (start, step, length) in lines(inputs.shape, axis) {
+        for (start, step, length) in lines(inputs.shape, out.len(), axis) {
             let elements = (0..length).map(|index| start + index * step);
             self.vectors.fill(inputs, &elements, &mut vectors);
             let coefficients = (self.rule)(inputs.tensor, &Gram::of(&vectors));
@@ -93,8 +106,12 @@ impl Combine for Span {
         }
     }
 
-    fn whole_tensors(&self) -> bool {
-        self.axes.iter().any(|axis| *axis != Axis::All)
+    fn unit(&self, tensor: usize, shape: &[usize]) -> usize {
+        match self.axes[tensor] {
+            Axis::All => 1,
+            Axis::Last => shape.last().copied().unwrap_or(1),
+            Axis::First => shape.iter().product(),
+        }
     }
 }
 
@@ -106,7 +123,7 @@ mod tests {
     fn lines_cover_every_element_once() {
         for shape in [&[2, 3, 4][..], &[5], &[], &[1, 1], &[4, 1], &[1, 4]] {
             for axis in [Axis::All, Axis::First, Axis::Last] {
-                let mut elements: Vec<_> = lines(shape, axis)
+                let mut elements: Vec<_> = lines(shape, shape.iter().product(), axis)
                     .flat_map(|(start, step, length)| (0..length).map(move |index| start + index * step))
                     .collect();
                 elements.sort_unstable();

@@ -7,13 +7,19 @@
 use std::ops::Range;
 
 use super::{
-    Combine, Default, Inputs, Kind, ParameterSpec, Pass, Scope, Settings, linear::WEIGHT, order, round, statistics,
-    task_arithmetic::LAMBDA, task_vector,
+    Combine, Default, Inputs, Kind, ParameterSpec, Pass, Scope, Settings,
+    lanes::{self, LANES, Lanes},
+    linear::WEIGHT,
+    order::{self, Selector},
+    pass::CHUNK,
+    statistics,
+    task_arithmetic::LAMBDA,
+    task_vector,
 };
-use crate::rng::Stream;
+use crate::{rng::Stream, simd};
 
 /// Elements that are treated together where a method does not need lines.
-const PIECE: usize = 4096;
+const PIECE: usize = 1024;
 /// L1 norms below this are not rescaled, and sums of weights below it do not divide (mergekit has 1e-7 and 0).
 const SMALL: f64 = 1e-8;
 
@@ -58,29 +64,58 @@ pub(super) const RESCALE_BY: ParameterSpec = ParameterSpec {
     doc: "What rescaling keeps: the L1 norm (mergekit), or the mean, by 1 / density (the papers).",
 };
 
-/// Where a piece of a task vector stands.
+/// A piece of a model's task vector.
 pub(super) struct Piece<'a> {
-    pub(super) tensor: usize,
-    pub(super) shape: &'a [usize],
-    /// Of its first element, from the tensor's start.
-    pub(super) offset: usize,
+    inputs: &'a Inputs<'a>,
+    /// Of the block.
+    elements: Range<usize>,
     pub(super) model: usize,
 }
 
-/// How a task vector is made sparse.
+impl Piece<'_> {
+    pub(super) fn tensor(&self) -> usize {
+        self.inputs.tensor
+    }
+
+    pub(super) fn shape(&self) -> &[usize] {
+        self.inputs.shape
+    }
+
+    /// Of its first element, from the tensor's start.
+    pub(super) fn offset(&self) -> u64 {
+        (self.inputs.offset + self.elements.start) as u64
+    }
+
+    /// Writes the magnitudes' bits, which order as they do.
+    pub(super) fn magnitudes(&self, out: &mut Vec<u32>) {
+        let (model, base) = (&self.inputs.models[self.model][self.elements.clone()], &self.inputs.base[self.elements.clone()]);
+        out.resize(model.len(), 0);
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for ((out, model), base) in out.iter_mut().zip(model).zip(base) {
+                    *out = task_vector(*model, *base).abs().to_bits();
+                }
+            },
+        );
+    }
+}
+
+/// How a task vector is made sparse: by the values themselves, by factors that are drawn, or by both.
 pub(super) trait Sparsify: Send + Sync {
-    /// Elements of a tensor of this shape that are treated together; more than a block needs whole tensors.
-    fn piece(&self, _shape: &[usize]) -> usize {
-        PIECE
+    /// Elements of a tensor of this shape whose factors depend on each other.
+    fn unit(&self, _shape: &[usize]) -> usize {
+        1
     }
 
-    /// Whether pieces are not multiples or divisors of blocks.
-    fn whole_tensors(&self) -> bool {
-        false
-    }
+    /// Multiplies the factors of a piece, which are 1, where they do not depend on the values alone: by 0 where an element is dropped.
+    fn draw(&self, _piece: &Piece<'_>, _factors: &mut [f64]) {}
 
-    /// Sets to zero what is dropped, and rescales what is kept where that does not depend on the rest.
-    fn mask(&self, piece: &Piece<'_>, values: &mut [f64]);
+    /// The values that are left: zero for those that are dropped for what they are.
+    #[inline(always)]
+    fn trim(&self, _tensor: usize, _model: usize, values: Lanes) -> Lanes {
+        values
+    }
 }
 
 /// Sparse task vectors and how they are joined.
@@ -123,88 +158,109 @@ impl<S: Sparsify> Sparse<S> {
 
     /// For each tensor and model the L1 norms before and after.
     fn norms(&self, pass: &Pass<'_>) -> Vec<Vec<f64>> {
-        let whole;
-        let pass = if self.sparsify.whole_tensors() {
-            whole = pass.by_tensor();
-            &whole
-        } else {
-            pass
-        };
+        let jobs = pass.jobs_by(|_, shape| self.sparsify.unit(shape));
         statistics::sums_by(
-            pass,
-            |shape| self.sparsify.piece(shape),
+            &pass.with(&jobs),
+            |shape| self.piece(shape, CHUNK),
             2 * pass.models(),
             |inputs, elements, sums| {
-                let mut values = Vec::new();
+                let mut factors = Vec::new();
                 for (model, sums) in sums.chunks_mut(2).enumerate() {
-                    deltas(inputs, model, elements.clone(), &mut values);
-                    sums[0] = values.iter().map(|value| value.abs()).sum();
-                    self.sparsify.mask(&piece(inputs, elements.start, model), &mut values);
-                    sums[1] = values.iter().map(|value| value.abs()).sum();
+                    self.factors(inputs, elements.clone(), model, &mut factors);
+                    let start = elements.start;
+                    lanes::sum(
+                        inputs,
+                        elements.clone(),
+                        sums,
+                        #[inline(always)]
+                        |chunk, sums| {
+                            let (values, factors) = (chunk.delta(model), chunk.behind(start, &factors));
+                            let mut kept = self.sparsify.trim(inputs.tensor, model, values);
+                            for l in 0..LANES {
+                                kept[l] = (kept[l] * factors[l]).abs();
+                            }
+                            sums[0].add(&values.map(f64::abs));
+                            sums[1].add(&kept);
+                        },
+                    );
                 }
             },
         )
     }
-}
 
-fn piece<'a>(inputs: &Inputs<'a>, start: usize, model: usize) -> Piece<'a> {
-    Piece { tensor: inputs.tensor, shape: inputs.shape, offset: inputs.offset + start, model }
-}
+    /// The factors of a piece of a model's task vector.
+    fn factors(&self, inputs: &Inputs<'_>, elements: Range<usize>, model: usize, factors: &mut Vec<f64>) {
+        factors.clear();
+        factors.resize(elements.len(), 1.0);
+        self.sparsify.draw(&Piece { inputs, elements, model }, factors);
+    }
 
-/// One model's task vector over some elements of a block.
-fn deltas(inputs: &Inputs<'_>, model: usize, elements: Range<usize>, out: &mut Vec<f64>) {
-    let (model, base) = (&inputs.models[model][elements.clone()], &inputs.base[elements]);
-    out.clear();
-    out.extend(model.iter().zip(base).map(|(model, base)| f64::from(task_vector(*model, *base))));
+    /// Elements that are treated together: about as many as `usual`.
+    fn piece(&self, shape: &[usize], usual: usize) -> usize {
+        let unit = self.sparsify.unit(shape).max(1);
+        if usual.is_multiple_of(unit) { usual } else { unit }
+    }
 }
 
 impl<S: Sparsify> Combine for Sparse<S> {
     fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]) {
-        let (scales, weights) = (&self.scales[inputs.tensor], &self.weights[inputs.tensor]);
+        let (scales, weights) = (self.scales[inputs.tensor].as_slice(), self.weights[inputs.tensor].as_slice());
         let (lambda, normalize) = (self.lambda[inputs.tensor], self.normalize[inputs.tensor]);
-        let step = self.sparsify.piece(inputs.shape).max(1);
-        let mut rows = vec![Vec::new(); inputs.models.len()];
-        let (mut sums, mut divisors) = (Vec::new(), Vec::new());
+        let total: f64 = weights.iter().sum();
+        let step = self.piece(inputs.shape, PIECE);
+        let mut factors = vec![Vec::new(); inputs.models.len()];
+        let mut rows = vec![[0.0; LANES]; inputs.models.len()];
         for start in (0..out.len()).step_by(step) {
             let elements = start..out.len().min(start + step);
-            sums.clear();
-            sums.resize(elements.len(), 0.0);
-            for (model, (row, scale)) in rows.iter_mut().zip(scales).enumerate() {
-                deltas(inputs, model, elements.clone(), row);
-                self.sparsify.mask(&piece(inputs, start, model), row);
-                for (sum, value) in sums.iter_mut().zip(row.iter_mut()) {
-                    *value *= scale;
-                    *sum += *value;
-                }
+            for (model, factors) in factors.iter_mut().enumerate() {
+                self.factors(inputs, elements.clone(), model, factors);
             }
-            divisors.clear();
-            divisors.resize(elements.len(), if self.elect { 0.0 } else { weights.iter().sum() });
-            if self.elect {
-                elect(&rows, weights, &mut sums, &mut divisors);
-            }
-            for (((out, base), sum), divisor) in
-                out[elements.clone()].iter_mut().zip(&inputs.base[elements]).zip(&sums).zip(&divisors)
-            {
-                let divisor = if normalize && divisor.abs() >= SMALL { *divisor } else { 1.0 };
-                *out = round(f64::from(*base) + lambda * (sum / divisor));
-            }
+            lanes::walk(
+                inputs,
+                elements,
+                #[inline(always)]
+                |chunk| {
+                    let (mut sum, mut divisor) = ([0.0; LANES], [total; LANES]);
+                    for (model, (row, scale)) in rows.iter_mut().zip(scales).enumerate() {
+                        let factors = chunk.behind(start, &factors[model]);
+                        let kept = self.sparsify.trim(inputs.tensor, model, chunk.delta(model));
+                        for l in 0..LANES {
+                            row[l] = kept[l] * factors[l] * scale;
+                            sum[l] += row[l];
+                        }
+                    }
+                    if self.elect {
+                        elect(&rows, weights, &mut sum, &mut divisor);
+                    }
+                    let mut merged = chunk.base();
+                    for l in 0..LANES {
+                        let divisor = if normalize && divisor[l].abs() >= SMALL { divisor[l] } else { 1.0 };
+                        merged[l] += lambda * (sum[l] / divisor);
+                    }
+                    chunk.store(&merged, out);
+                },
+            );
         }
     }
 
-    fn whole_tensors(&self) -> bool {
-        self.sparsify.whole_tensors()
+    fn unit(&self, _tensor: usize, shape: &[usize]) -> usize {
+        self.sparsify.unit(shape)
     }
 }
 
 /// Replaces sums by those of the values that have their sign (a sum of zero counts as positive), and gives the sums of those values' weights.
-fn elect(rows: &[Vec<f64>], weights: &[f64], sums: &mut [f64], divisors: &mut [f64]) {
-    let signs: Vec<f64> = sums.iter().map(|sum| if *sum >= 0.0 { 1.0 } else { -1.0 }).collect();
-    sums.fill(0.0);
+#[inline(always)]
+fn elect(rows: &[Lanes], weights: &[f64], sum: &mut Lanes, divisor: &mut Lanes) {
+    let mut sign = [0.0; LANES];
+    for l in 0..LANES {
+        sign[l] = if sum[l] >= 0.0 { 1.0 } else { -1.0 };
+    }
+    (*sum, *divisor) = ([0.0; LANES], [0.0; LANES]);
     for (row, weight) in rows.iter().zip(weights) {
-        for (((value, sign), sum), divisor) in row.iter().zip(&signs).zip(&mut *sums).zip(&mut *divisors) {
-            let agrees = value * sign > 0.0;
-            *sum += if agrees { *value } else { 0.0 };
-            *divisor += if agrees { *weight } else { 0.0 };
+        for l in 0..LANES {
+            let agrees = row[l] * sign[l] > 0.0;
+            sum[l] += if agrees { row[l] } else { 0.0 };
+            divisor[l] += if agrees { *weight } else { 0.0 };
         }
     }
 }
@@ -212,58 +268,65 @@ fn elect(rows: &[Vec<f64>], weights: &[f64], sums: &mut [f64], divisors: &mut [f
 /// Keeps the magnitudes between two bounds, both included.
 pub(super) struct Band {
     /// `[tensor][model]`.
-    bounds: Vec<Vec<(f32, f32)>>,
+    bounds: Vec<Vec<(f64, f64)>>,
 }
 
 impl Band {
     /// Keeps, of each tensor and model, the magnitudes of the ranks (0 is the smallest) from the first to the second that `ranks(tensor, model)`
     /// gives, with all that tie with them; `None` keeps none.
     pub(super) fn prepare(pass: &Pass<'_>, ranks: impl Fn(usize, usize) -> Option<(u64, u64)>) -> Self {
-        let bounds = pass.elements().iter().enumerate().map(|(tensor, &elements)| {
-            let last = elements.saturating_sub(1) as u64;
-            let wanted: Vec<_> = (0..pass.models()).map(|model| ranks(tensor, model)).collect();
-            // All or none needs no search.
-            let searched: Vec<Vec<u64>> = wanted
-                .iter()
-                .map(|wanted| wanted.filter(|ranks| *ranks != (0, last)).map_or(vec![], |(low, high)| vec![low, high]))
-                .collect();
-            let found = if searched.iter().all(Vec::is_empty) {
-                searched.iter().map(|_| Vec::new()).collect()
-            } else {
-                magnitudes(pass, tensor, &searched)
-            };
-            let bounds = |(wanted, found): (&Option<(u64, u64)>, Vec<f32>)| match (wanted, found.as_slice()) {
-                (None, _) => (f32::INFINITY, f32::NEG_INFINITY),
-                // The largest has no upper bound, and the smallest no lower one.
-                (Some((low, high)), &[first, second]) => {
-                    (if *low == 0 { 0.0 } else { first }, if *high == last { f32::INFINITY } else { second })
-                }
-                (Some(_), _) => (0.0, f32::INFINITY),
-            };
-            wanted.iter().zip(found).map(bounds).collect()
+        let wanted: Vec<Vec<_>> =
+            (0..pass.elements().len()).map(|tensor| (0..pass.models()).map(|model| ranks(tensor, model)).collect()).collect();
+        let numbers = |wanted: &Vec<Option<(u64, u64)>>| wanted.iter().flat_map(|ranks| numbers(*ranks)).collect::<Vec<_>>();
+        let names: Vec<_> = wanted.iter().map(numbers).collect();
+        let names: Vec<_> = names.iter().map(Vec::as_slice).collect();
+        let table = pass.once("band", &names, || {
+            let selector = Selector::default();
+            wanted.iter().enumerate().map(|(tensor, wanted)| bounds(&selector, pass, tensor, wanted)).collect()
         });
-        Self { bounds: bounds.collect() }
+        let pairs = |row: &Vec<f64>| row.as_chunks::<2>().0.iter().map(|[low, high]| (*low, *high)).collect();
+        Self { bounds: table.iter().map(pairs).collect() }
     }
 }
 
-fn magnitudes(pass: &Pass<'_>, tensor: usize, ranks: &[Vec<u64>]) -> Vec<Vec<f32>> {
-    order::select(pass, Some(tensor), ranks, |inputs, rows| {
-        for ((row, model), ranks) in rows.iter_mut().zip(inputs.models).zip(ranks) {
-            if !ranks.is_empty() {
-                row.extend(model.iter().zip(inputs.base).map(|(m, b)| task_vector(*m, *b).abs()));
-            }
-        }
-    })
+/// Ranks as numbers; -1 for none.
+#[expect(clippy::cast_precision_loss, reason = "ranks below 2^53")]
+fn numbers(ranks: Option<(u64, u64)>) -> [f64; 2] {
+    ranks.map_or([-1.0; 2], |(low, high)| [low as f64, high as f64])
+}
+
+/// The bounds of one tensor's models, each a lower and an upper one.
+fn bounds(selector: &Selector, pass: &Pass<'_>, tensor: usize, wanted: &[Option<(u64, u64)>]) -> Vec<f64> {
+    let last = pass.elements()[tensor].saturating_sub(1) as u64;
+    // The largest has no upper bound, and the smallest no lower one; where neither is needed there is nothing to search.
+    let needed = |wanted: &Option<(u64, u64)>| {
+        let (low, high) = wanted.unwrap_or((0, last));
+        let low = Some(low).filter(|low| *low != 0);
+        low.into_iter().chain(Some(high).filter(|high| *high != last)).collect::<Vec<_>>()
+    };
+    let searched: Vec<_> = wanted.iter().map(needed).collect();
+    let found = selector.select(pass, Some(tensor), &searched, order::magnitudes);
+    let bounds = |((wanted, searched), found): ((&Option<(u64, u64)>, &Vec<u64>), &Vec<f32>)| {
+        let Some((low, high)) = wanted else {
+            return [f64::INFINITY, f64::NEG_INFINITY];
+        };
+        let of = |rank: &u64, bound: f64| {
+            searched.iter().position(|searched| searched == rank).map_or(bound, |at| f64::from(found[at]))
+        };
+        [if *low == 0 { 0.0 } else { of(low, 0.0) }, if *high == last { f64::INFINITY } else { of(high, f64::INFINITY) }]
+    };
+    wanted.iter().zip(&searched).zip(&found).flat_map(bounds).collect()
 }
 
 impl Sparsify for Band {
-    fn mask(&self, piece: &Piece<'_>, values: &mut [f64]) {
-        let (low, high) = self.bounds[piece.tensor][piece.model];
-        let (low, high) = (f64::from(low), f64::from(high));
-        for value in values {
+    #[inline(always)]
+    fn trim(&self, tensor: usize, model: usize, mut values: Lanes) -> Lanes {
+        let (low, high) = self.bounds[tensor][model];
+        for value in &mut values {
             let magnitude = value.abs();
-            *value = if magnitude >= low && magnitude <= high { *value } else { 0.0 };
+            *value = if (magnitude >= low) & (magnitude <= high) { *value } else { 0.0 };
         }
+        values
     }
 }
 

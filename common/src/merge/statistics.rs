@@ -3,9 +3,11 @@
 use std::ops::Range;
 
 use super::{
+    lanes::{self, Chunk, Lanes},
     pass::{CHUNK, Inputs, Pass},
     task_vector,
 };
+use crate::simd;
 
 /// Partial sums that one dot product keeps apart, so that it vectorises; a fixed number, so that its bits are the same everywhere.
 const LANES: usize = 8;
@@ -59,6 +61,17 @@ pub(super) enum Vectors {
 }
 
 impl Vectors {
+    /// A chunk of vector `index`.
+    #[inline(always)]
+    pub(super) fn lanes(self, chunk: &Chunk<'_>, index: usize) -> Lanes {
+        match (self, index) {
+            (Self::Models, _) => chunk.model(index),
+            (Self::Deltas, _) => chunk.delta(index),
+            (Self::BaseAndModels, 0) => chunk.base(),
+            (Self::BaseAndModels, _) => chunk.model(index - 1),
+        }
+    }
+
     /// Writes elements of every vector, in F64.
     pub(super) fn fill(self, inputs: &Inputs<'_>, elements: &(impl Iterator<Item = usize> + Clone), out: &mut Vec<Vec<f64>>) {
         let base = (self == Self::BaseAndModels).then_some(inputs.base);
@@ -98,9 +111,23 @@ impl Gram {
     pub(super) fn per_tensor(pass: &Pass<'_>, vectors: Vectors) -> Vec<Self> {
         let size = pass.models() + usize::from(vectors == Vectors::BaseAndModels);
         let rows = sums(pass, size * (size + 1) / 2, |inputs, elements, sums| {
-            let mut chunk = Vec::new();
-            vectors.fill(inputs, &elements, &mut chunk);
-            sums.copy_from_slice(&Self::of(&chunk).products);
+            lanes::sum(
+                inputs,
+                elements,
+                sums,
+                #[inline(always)]
+                |chunk, sums| {
+                    let mut sums = sums.iter_mut();
+                    for j in 0..size {
+                        let b = vectors.lanes(chunk, j);
+                        for i in 0..=j {
+                            if let Some(sum) = sums.next() {
+                                sum.add_products(&vectors.lanes(chunk, i), &b);
+                            }
+                        }
+                    }
+                },
+            );
         });
         rows.into_iter().map(|products| Self { size, products }).collect()
     }
@@ -138,8 +165,33 @@ impl Gram {
     }
 }
 
+/// The sum of some numbers.
+pub(super) fn total(values: &[f64]) -> f64 {
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            let (values, rest) = values.as_chunks::<LANES>();
+            let mut lanes = [0.0; LANES];
+            for values in values {
+                for (lane, value) in lanes.iter_mut().zip(values) {
+                    *lane += value;
+                }
+            }
+            rest.iter().fold(lanes.iter().sum(), |sum: f64, value| sum + value)
+        },
+    )
+}
+
 /// The inner product of two vectors of the same length.
 pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
+    simd::dispatch(
+        #[inline(always)]
+        || dot_here(a, b),
+    )
+}
+
+#[inline(always)]
+fn dot_here(a: &[f64], b: &[f64]) -> f64 {
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     let mut lanes = [0.0; LANES];
     for (a, b) in a.iter().zip(b) {

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+import reference_measured
 import reference_mergekit
 import reference_pcb
 import reference_recent
@@ -47,6 +48,27 @@ SETS = {
     "ties_pair": near(10, 2, LAYERED[:5], ties=True),
     "ties_one": near(11, 1, LAYERED[:5], ties=True),
 }
+
+# Statistics of the models of some sets: of each model a table for Fisher's and one for RegMean's.
+def measured(seed, base, models):
+    draw = np.random.default_rng(seed)
+    fishers, grams = [], []
+    for _ in models:
+        # One tensor is missing, and half of the elements of another were never moved.
+        fisher = {n: draw.exponential(1e-4, v.shape).astype(np.float32) for n, v in base.items() if n != "head.bias"}
+        fisher["embed.weight"][:2] = 0
+        gram = {}
+        for n, v in base.items():
+            if v.ndim != 2 or n == "embed.weight":
+                continue
+            side = v.shape[0] if "attn" in n else v.shape[1]
+            rows = draw.normal(0, 1, (3 * side, side))
+            rows[:, 1] = 0
+            gram[n + ".transposed" * ("attn" in n)] = (rows.T @ rows / len(rows)).astype(np.float32)
+        fishers.append(fisher)
+        grams.append(gram)
+    return {"fisher": fishers, "regmean": grams}
+
 
 # Sets for methods of one model over the base, of two models, and of any number.
 ONE = ["one", "long_one", "element_one", "zero_one", "ties_one"]
@@ -140,6 +162,15 @@ PCB = [
     for variant in ("paper", "vision", "vision_es")
     for scope in ("layer", "tensor")
 ]
+MEASURED = [
+    ("fisher", ["layered", "far", "pair", "one"], {}, WEIGHTS, False),
+    ("fisher", ["layered"], {"smooth": 1e-5, "weight": [0.2, 1.0, 0.6]}, [], False),
+    ("fisher", ["far", "pair"], {"fisher_normalize": "param"}, WEIGHTS, False),
+    ("fisher", ["far"], {"fisher_normalize": "model"}, BY_LAYER, False),
+    ("regmean", ["layered", "far", "pair", "one"], {}, [], False),
+    ("regmean", ["layered", "far"], {"reduce_nondiag": [0.1, 0.9], "plain_mean": [{"filter": "h.0.mlp", "value": True}]}, WEIGHTS, False),
+    ("regmean", ["far"], {"reduce_nondiag": 0.0}, BY_LAYER, False),
+]
 RECENT = [
     ("consensus", ANY, {"k": 2, "lambda": 0.7}, WEIGHTS, True),
     ("consensus", ["far"], {"k": 1, "tall_lambda": [0.2, 3.0]}, BY_LAYER, True),
@@ -158,7 +189,7 @@ RECENT = [
 ]
 
 
-def write(family, reference, cases):
+def write(family, reference, cases, statistics=None):
     encode = lambda table: {n: {"shape": list(v.shape), "hex": np.asarray(v, np.float32).tobytes().hex()} for n, v in table.items()}
     done = []
     for number, (method, sets, shared, each, with_base) in enumerate(cases):
@@ -166,7 +197,12 @@ def write(family, reference, cases):
             base, models = SETS[name]
             each_here = [each[i] if i < len(each) else {} for i in range(len(models))]
             merge = reference[method]
-            if method in WHOLE_MODEL:
+            if statistics:
+                tables = statistics[name][method]
+                result = {
+                    n: merge(Parameters(shared, each_here, n, base[n].shape), models, tables, n, shared) for n in base
+                }
+            elif method in WHOLE_MODEL:
                 result = merge(Parameters(shared, each_here, "", ()), base, models)
             else:
                 result = {
@@ -177,7 +213,7 @@ def write(family, reference, cases):
             done.append({
                 "name": f"{method}-{number}-{name}", "method": method, "set": name, "with_base": with_base,
                 "parameters": shared, "model_parameters": each_here, "expected": encode(result),
-            })
+            } | ({"statistics": [encode(table) for table in statistics[name][method]]} if statistics else {}))
     used = {case["set"] for case in done}
     sets = {n: {"base": encode(b), "models": [encode(m) for m in ms]} for n, (b, ms) in SETS.items() if n in used}
     with open(Path(__file__).parent / f"{family}.json", "w") as out:
@@ -188,3 +224,5 @@ if __name__ == "__main__":
     write("mergekit", reference_mergekit.METHODS, MERGEKIT)
     write("recent", reference_recent.METHODS, RECENT)
     write("pcb", reference_pcb.METHODS, PCB)
+    names = {name for _, sets, *_ in MEASURED for name in sets}
+    write("measured", reference_measured.METHODS, MEASURED, {n: measured(i, *SETS[n]) for i, n in enumerate(sorted(names))})

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use evolver_common::score::{Scores, TaskScore};
 
-use super::work::Work;
+use super::{voice, work::Work};
 use crate::search::Spec;
 
 /// Decided models that are kept to be given out again.
@@ -39,7 +39,7 @@ pub(super) struct Check {
 
 impl Check {
     pub(super) fn asked(&self, worker: &str) -> bool {
-        self.answers.iter().any(|(who, _)| who == worker)
+        self.answers.iter().any(|(who, _)| voice(who) == voice(worker))
     }
 
     /// Whose scores are there.
@@ -113,7 +113,7 @@ impl Checks {
             return Opinion::Open;
         };
         // A worker's second scoring of one model replaces nothing: where it differs from its first, both voices count.
-        let again = check.answers.iter().any(|(who, known)| who == worker && agree(known, &scores, tolerance));
+        let again = check.answers.iter().any(|(who, known)| voice(who) == voice(worker) && agree(known, &scores, tolerance));
         if !again {
             check.answers.push((worker.to_owned(), scores));
         }
@@ -121,29 +121,31 @@ impl Checks {
             let same = check.answers.iter().filter(|(_, other)| agree(of, other, tolerance));
             let mut camp: Vec<_> = same.map(|(who, _)| who.clone()).collect();
             camp.sort_unstable();
-            camp.dedup();
+            // Two workers of one certificate are one voice.
+            camp.dedup_by(|one, other| voice(one) == voice(other));
             camp
         };
         let largest = check.answers.iter().map(|(_, scores)| camp(scores)).max_by_key(Vec::len).unwrap_or_default();
-        let mut others: Vec<_> = check.answers.iter().map(|(who, _)| who.clone()).filter(|who| !largest.contains(who)).collect();
-        others.dedup();
+        let in_camp = |who: &String| largest.iter().any(|other| voice(other) == voice(who));
+        let mut others: Vec<_> = check.answers.iter().map(|(who, _)| who.clone()).filter(|who| !in_camp(who)).collect();
+        others.dedup_by(|one, other| voice(one) == voice(other));
         if others.is_empty() {
             check.wanted &= largest.len() < 2;
             return if check.wanted { Opinion::Open } else { Opinion::Agreed(largest) };
         }
         if largest.len() > others.len() && largest.len() > 1 {
             check.wanted = false;
-            check.answers.retain(|(who, _)| largest.contains(who));
+            check.answers.retain(|(who, _)| largest.iter().any(|other| voice(other) == voice(who)));
             return Opinion::Lied { honest: largest, liars: others };
         }
         check.wanted = true;
         Opinion::Open
     }
 
-    /// Takes a worker's word out of every check.
-    pub(super) fn drop_word(&mut self, worker: &str) {
+    /// Takes a voice's word out of every check.
+    pub(super) fn drop_word(&mut self, of: &str) {
         self.open.retain(|_, check| {
-            check.answers.retain(|(who, _)| who != worker);
+            check.answers.retain(|(who, _)| voice(who) != of);
             !check.answers.is_empty()
         });
     }

@@ -5,10 +5,16 @@
 //! - Blame has two sides. What ends badly on a worker speaks against the spec once that worker has done other work well since, and against the worker
 //!   if it can do nothing well. Leaving, and being taken away, speaks against nobody.
 //! - Scores are compared: see [`checks`].
+//!
+//! What a worker is given stands in [`give`], what follows from how it ended in [`outcome`].
 
 mod checks;
+mod give;
+mod outcome;
 mod pace;
 mod standing;
+#[cfg(test)]
+mod tests;
 mod work;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -113,14 +119,11 @@ pub struct Fleet {
     random: ChaCha8Rng,
     workers: BTreeMap<String, Worker>,
     standings: BTreeMap<String, Standing>,
+    /// Voices that are not trusted, with the reason.
+    distrusted: BTreeMap<String, String>,
     work: BTreeMap<u64, Work>,
     checks: Checks,
     pace: Pace,
-}
-
-enum Choice {
-    Search(u64),
-    Check(u64),
 }
 
 impl Fleet {
@@ -132,6 +135,7 @@ impl Fleet {
             random: ChaCha8Rng::seed_from_u64(settings.seed),
             workers: BTreeMap::new(),
             standings: BTreeMap::new(),
+            distrusted: BTreeMap::new(),
             work: BTreeMap::new(),
             checks: Checks::new(settings.tolerance),
             pace: Pace::default(),
@@ -187,112 +191,23 @@ impl Fleet {
             failures: standing.failures,
             checked: standing.checked,
             agreed: standing.agreed,
-            withheld: standing.withheld(now).unwrap_or_default(),
+            withheld: self.withheld(name, now).unwrap_or_default(),
         })
     }
 
+    /// Why a worker gets no work now.
+    fn withheld(&self, name: &str, now: Duration) -> Option<String> {
+        let distrusted = self.distrusted.get(voice(name)).cloned();
+        distrusted.or_else(|| self.standings.get(name)?.withheld(now))
+    }
+
     fn is_available(&self, name: &str, worker: &Worker, now: Duration) -> bool {
-        !worker.leaving && self.standings.get(name).is_none_or(|standing| standing.withheld(now).is_none())
+        !worker.leaving && self.withheld(name, now).is_none()
     }
 
     /// The workers that could be given work.
     fn available(&self, now: Duration) -> Vec<String> {
         self.workers.iter().filter(|(name, worker)| self.is_available(name, worker, now)).map(|(name, _)| name.clone()).collect()
-    }
-
-    /// Gives the worker something to do: a second opinion that is wanted, the free spec of the lowest number that it has not failed on, or, where
-    /// there is nothing else, a slow one once more. A worker that has failed again and again is given something that is known to be possible.
-    pub fn lease(&mut self, name: &str, now: Duration) -> Option<(Token, Spec)> {
-        let worker = self.workers.get_mut(name)?;
-        worker.seen = now;
-        if !self.workers.get(name).is_some_and(|worker| self.is_available(name, worker, now)) {
-            return None;
-        }
-        match self.choose(name, now)? {
-            Choice::Search(number) => {
-                if let Some(standing) = self.standings.get_mut(name) {
-                    standing.leased();
-                }
-                self.grant(name, number, now)
-            }
-            Choice::Check(number) => self.grant(name, number, now),
-        }
-    }
-
-    /// Gives the worker this very spec, if it is wanted and free and `fits`: it says that it has done it.
-    pub fn lease_held(&mut self, name: &str, number: u64, fits: impl Fn(&Spec) -> bool, now: Duration) -> Option<(Token, Spec)> {
-        let available = self.workers.get(name).is_some_and(|worker| self.is_available(name, worker, now));
-        let free = self.work.get(&number).is_some_and(|work| work.is_free() && fits(&work.spec));
-        if available && free { self.grant(name, number, now) } else { None }
-    }
-
-    fn choose(&mut self, name: &str, now: Duration) -> Option<Choice> {
-        let standing = self.standings.get_mut(name)?;
-        let free = |bad: bool| self.work.values().find(move |work| work.is_free() && work.ended_badly_on(name) == bad);
-        let untried = free(false).map(number);
-        let cornered = untried.is_none() && !standing.streak.is_empty() && free(true).is_some();
-        if standing.suspect() || cornered {
-            if let Some(probe) = self.checks.probe_for(name) {
-                return Some(Choice::Check(probe));
-            }
-            if untried.is_none() {
-                self.bench(name, now);
-                return None;
-            }
-        }
-        if standing.canary_due()
-            && let Some(canary) = self.checks.canary_for(name)
-        {
-            standing.canary_given();
-            return Some(Choice::Check(canary));
-        }
-        if let Some(wanted) = self.checks.wanted_of(name) {
-            return Some(Choice::Check(wanted));
-        }
-        if let Some(untried) = untried {
-            return Some(Choice::Search(untried));
-        }
-        // Others may succeed where this one has failed.
-        let others: Vec<_> = self.available(now).into_iter().filter(|other| other != name).collect();
-        let nobody_else = |work: &&Work| others.iter().all(|other| work.ended_badly_on(other));
-        if let Some(again) = self.work.values().filter(|work| work.is_free()).find(nobody_else) {
-            return Some(Choice::Search(number(again)));
-        }
-        let slow = self.pace.slow()?.max(self.settings.lease / 4);
-        let doubled = |work: &&Work| {
-            let of_another = |lease: &Lease| lease.worker != name && lease.since + slow < now;
-            work.may_be_doubled() && !work.ended_badly_on(name) && work.leases.iter().all(of_another)
-        };
-        self.work.values().find(doubled).map(|work| Choice::Search(number(work)))
-    }
-
-    fn grant(&mut self, name: &str, number: u64, now: Duration) -> Option<(Token, Spec)> {
-        let length = self.settings.lease;
-        let work = match self.work.get_mut(&number) {
-            Some(work) => work,
-            None => &mut self.checks.open.get_mut(&number)?.work,
-        };
-        let attempt = work.lease(name, now, length);
-        let spec = work.spec.clone();
-        if let Some(worker) = self.workers.get_mut(name) {
-            worker.seen = now;
-            worker.holds = Some(number);
-            (worker.done, worker.total) = (0, 0);
-        }
-        Some((Token { epoch: self.epoch, spec: number, attempt }, spec))
-    }
-
-    /// The worker can do nothing well: it rests, and what it failed on says nothing.
-    fn bench(&mut self, name: &str, now: Duration) {
-        let Some(standing) = self.standings.get_mut(name) else { return };
-        for number in standing.bench(now) {
-            if let Some(work) = self.work.get_mut(&number) {
-                work.strike(name);
-            }
-            if let Some(check) = self.checks.open.get_mut(&number) {
-                check.work.strike(name);
-            }
-        }
     }
 
     fn work_of(&self, token: Token) -> Option<(&Work, Purpose)> {
@@ -358,88 +273,6 @@ impl Fleet {
         worker.leaving
     }
 
-    /// Whether this worker's next result is to be compared; to be asked once for each.
-    pub fn compares(&mut self, worker: &str) -> bool {
-        let standing = self.standings.get_mut(worker);
-        standing.is_some_and(|standing| standing.check_due(self.settings.check_every, &mut self.random))
-    }
-
-    /// A live token's result has been committed; `wanted` asks for a second opinion on it.
-    pub fn commit(&mut self, token: Token, scores: &Scores, wanted: bool, now: Duration) -> Consequences {
-        let Some(mut work) = self.work.remove(&token.spec) else {
-            return Consequences::default();
-        };
-        let leases = work.take(|_| true);
-        self.unhold(&leases, token.spec);
-        let Some(lease) = leases.into_iter().find(|lease| lease.attempt == token.attempt) else {
-            return Consequences::default();
-        };
-        self.pace.add(now.saturating_sub(lease.since));
-        if let Some(standing) = self.standings.get_mut(&lease.worker) {
-            standing.results += 1;
-        }
-        self.checks.remember(work.spec, work.attempts, &lease.worker, scores.clone(), wanted);
-        self.well(&lease.worker, now)
-    }
-
-    /// A live token's second opinion has arrived.
-    pub fn answer(&mut self, token: Token, scores: Scores, now: Duration) -> Consequences {
-        let Some(check) = self.checks.open.get_mut(&token.spec) else {
-            return Consequences::default();
-        };
-        let leases = check.work.take(|lease| lease.attempt == token.attempt);
-        self.unhold(&leases, token.spec);
-        let Some(lease) = leases.into_iter().next() else {
-            return Consequences::default();
-        };
-        let opinion = self.checks.answer(token.spec, &lease.worker, scores);
-        let mut consequences = self.well(&lease.worker, now);
-        match &opinion {
-            Opinion::Open => {}
-            // A worker that agrees with itself alone was only asked whether it is well.
-            Opinion::Agreed(camp) if camp.len() < 2 => return consequences,
-            Opinion::Agreed(camp) => camp.iter().for_each(|worker| self.compared(worker, true)),
-            Opinion::Lied { honest, liars } => {
-                honest.iter().for_each(|worker| self.compared(worker, true));
-                liars.iter().for_each(|worker| self.compared(worker, false));
-            }
-        }
-        consequences.opinions.push((token.spec, opinion));
-        consequences
-    }
-
-    fn compared(&mut self, worker: &str, agreed: bool) {
-        if let Some(standing) = self.standings.get_mut(worker) {
-            standing.checked += 1;
-            standing.agreed += u64::from(agreed);
-        }
-    }
-
-    /// The worker has done something well: what it failed on before speaks against the specs.
-    fn well(&mut self, name: &str, now: Duration) -> Consequences {
-        let mut consequences = Consequences::default();
-        let Some(standing) = self.standings.get_mut(name) else {
-            return consequences;
-        };
-        let (attempts, everyone) = (self.settings.attempts as usize, standing.well());
-        let here = self.available(now);
-        for number in everyone {
-            if let Some(work) = self.work.get_mut(&number) {
-                work.count(name);
-                consequences.given_up.extend(work.hopeless(attempts, here.iter().cloned()).map(|reason| (number, reason)));
-            } else if let Some(check) = self.checks.open.get_mut(&number) {
-                check.work.count(name);
-                // Workers that are well cannot score a model that somebody claims to have scored.
-                if check.work.hopeless(attempts, std::iter::empty()).is_some() && !check.is_disputed() {
-                    let liars = check.authors();
-                    check.wanted = false;
-                    consequences.opinions.push((number, Opinion::Lied { honest: Vec::new(), liars }));
-                }
-            }
-        }
-        consequences
-    }
-
     /// The spec has ended without a result: its leases and itself are gone.
     pub fn finish(&mut self, spec: u64) {
         if let Some(mut work) = self.work.remove(&spec) {
@@ -453,48 +286,6 @@ impl Fleet {
             if let Some(worker) = self.workers.get_mut(&lease.worker).filter(|worker| worker.holds == Some(spec)) {
                 worker.holds = None;
             }
-        }
-    }
-
-    /// A live attempt failed.
-    pub fn fail(&mut self, token: Token, reason: &str, now: Duration) {
-        self.end_badly(token, reason, Kind::Failed, now);
-    }
-
-    /// The process that worked on a live token was killed from outside: less is to be read from it.
-    pub fn lose(&mut self, token: Token, reason: &str, now: Duration) {
-        self.end_badly(token, reason, Kind::Lost, now);
-    }
-
-    fn end_badly(&mut self, token: Token, reason: &str, kind: Kind, now: Duration) {
-        let Some((_, purpose)) = self.work_of(token) else { return };
-        let work = match self.work.get_mut(&token.spec) {
-            Some(work) => work,
-            None => match self.checks.open.get_mut(&token.spec) {
-                Some(check) => &mut check.work,
-                None => return,
-            },
-        };
-        let leases = work.take(|lease| lease.attempt == token.attempt);
-        self.unhold(&leases, token.spec);
-        let Some(lease) = leases.into_iter().next() else { return };
-        let work = match purpose {
-            Purpose::Search => self.work.get_mut(&token.spec),
-            Purpose::Check => self.checks.open.get_mut(&token.spec).map(|check| &mut check.work),
-        };
-        if let Some(work) = work {
-            work.end(&lease.worker, reason, kind, false);
-        }
-        let Some(standing) = self.standings.get_mut(&lease.worker) else { return };
-        standing.failures += 1;
-        reason.clone_into(&mut standing.last_failure);
-        let suspect = standing.suspect();
-        standing.streak.insert(token.spec);
-        // Others failed on these too: they are not this worker's fault alone.
-        let explained = |number: &u64| self.work.get(number).is_some_and(|work| work.ended_badly_elsewhere(&lease.worker));
-        let blamed = standing.streak.iter().filter(|number| !explained(number)).count();
-        if purpose == Purpose::Check && suspect && blamed > 0 {
-            self.bench(&lease.worker, now);
         }
     }
 
@@ -562,7 +353,7 @@ impl Fleet {
         self.workers.retain(|_, worker| worker.holds.is_some() || worker.seen + silent > now);
         if self.standings.len() > STANDINGS_MAX {
             let workers = &self.workers;
-            self.standings.retain(|name, standing| workers.contains_key(name) || standing.distrusted.is_some());
+            self.standings.retain(|name, _| workers.contains_key(name));
         }
         let (attempts, here) = (self.settings.attempts as usize, self.available(now));
         let hopeless = |(number, work): (&u64, &Work)| Some((*number, work.hopeless(attempts, here.iter().cloned())?));
@@ -578,23 +369,19 @@ impl Fleet {
         self.workers.values_mut().for_each(|worker| worker.seen = now);
     }
 
-    /// The worker is not trusted: it gets no more, and its word in open comparisons counts for nothing.
-    pub fn distrust(&mut self, name: &str, reason: &str) {
-        self.free(name);
-        self.checks.drop_word(name);
-        let standing = self.standings.entry(name.to_owned());
-        let standing = standing.or_insert_with(|| Standing::new(self.settings.check_every, &mut self.random));
-        standing.distrusted = Some(reason.to_owned());
+    /// A voice is not trusted: its workers get no more, and its word in open comparisons counts for nothing.
+    pub fn distrust(&mut self, of: &str, reason: &str) {
+        let workers: Vec<_> = self.workers.keys().filter(|name| voice(name) == of).cloned().collect();
+        workers.iter().for_each(|name| self.free(name));
+        self.checks.drop_word(of);
+        self.distrusted.insert(of.to_owned(), reason.to_owned());
     }
 
-    /// A worker is given work again, whatever was held against it. Whether it was known.
+    /// A worker, and its voice, is given work again, whatever was held against it. Whether it was known.
     pub fn readmit(&mut self, name: &str) -> bool {
-        let Some(standing) = self.standings.get_mut(name) else {
-            return false;
-        };
-        standing.distrusted = None;
-        standing.well();
-        true
+        let distrusted = self.distrusted.remove(voice(name)).is_some();
+        let standing = self.standings.get_mut(name).map(Standing::well);
+        distrusted || standing.is_some()
     }
 
     /// A new epoch, because some specs may be others now: every token is void, and every worker must register again.
@@ -630,7 +417,7 @@ impl Fleet {
         }
         let here = self.available(now);
         if here.is_empty() {
-            let reason = |(name, _): (&String, &Worker)| Some(format!("{name}: {}", self.standings.get(name)?.withheld(now)?));
+            let reason = |(name, _): (&String, &Worker)| Some(format!("{name}: {}", self.withheld(name, now)?));
             return self
                 .workers
                 .iter()
@@ -647,6 +434,10 @@ impl Fleet {
     }
 }
 
-fn number(work: &Work) -> u64 {
-    work.spec.number
+/// Whose word a worker's is: the certificate that it has shown, which stands before the slash of its name, or itself.
+///
+/// Comparisons count voices and not workers, so that nobody confirms what it said itself under another name.
+#[must_use]
+pub fn voice(worker: &str) -> &str {
+    worker.split('/').next().unwrap_or(worker)
 }

@@ -30,8 +30,6 @@ pub(super) struct Standing {
     benches: u32,
     /// What it failed by last.
     pub(super) last_failure: String,
-    /// Why it is not trusted.
-    pub(super) distrusted: Option<String>,
     /// Results until the next one that is compared.
     next_check: u32,
     /// Leases until the one of known score.
@@ -49,7 +47,6 @@ impl Standing {
             benched_until: None,
             benches: 0,
             last_failure: String::new(),
-            distrusted: None,
             next_check: random.random_range(1..=FIRST_CHECK.min(every.max(1))),
             canary: (every > 0).then(|| random.random_range(1..=FIRST_CANARY)),
         }
@@ -57,9 +54,6 @@ impl Standing {
 
     /// Why it gets no work now.
     pub(super) fn withheld(&self, now: Duration) -> Option<String> {
-        if let Some(reason) = &self.distrusted {
-            return Some(reason.clone());
-        }
         let rest = self.benched_until?.checked_sub(now).filter(|rest| !rest.is_zero())?;
         Some(format!("it failed on everything that it was given; tried again in {} s: {}", rest.as_secs() + 1, self.last_failure))
     }

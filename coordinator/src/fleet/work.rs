@@ -24,6 +24,8 @@ pub(super) enum Kind {
     Failed,
     /// Its process, or its whole worker, vanished.
     Lost,
+    /// A file that it needs was missing, changed or damaged: never the spec's fault.
+    Spoiled,
 }
 
 /// One bad end.

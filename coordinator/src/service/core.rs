@@ -108,7 +108,7 @@ pub struct Core<L> {
     pub(super) later: Vec<Record>,
     /// Specs that are to be given up, with the reason.
     pub(super) given_up: Vec<(u64, String)>,
-    /// Workers whose scores were shown to be false, with the reason.
+    /// Voices whose scores were shown to be false, with the reason.
     pub(super) caught: Vec<(String, String)>,
     pub(super) generation: u64,
     /// Number of the best model.
@@ -124,6 +124,8 @@ pub struct Core<L> {
     ticked: Duration,
     pub(super) published: Duration,
     pub(super) paused: bool,
+    /// An operator lets everyone wait.
+    pub(super) held: bool,
     /// The disk has no room: nothing is handed out.
     pub(super) full: bool,
     pub(super) publish: watch::Sender<v1::Status>,
@@ -183,6 +185,7 @@ impl<L: Log> Core<L> {
             ticked: Duration::ZERO,
             published: Duration::ZERO,
             paused: false,
+            held: false,
             full: false,
             publish: watch::Sender::new(v1::Status::default()),
             audit: None,
@@ -341,13 +344,8 @@ impl<L: Log> Core<L> {
             older.reply.send(Ok(idle())).ok();
         }
         let wait = Duration::from_millis(u64::from(request.wait_ms)).min(WAIT_MAX);
-        self.waiting.push(Waiting {
-            worker: request.worker,
-            since: self.now(),
-            until: self.now() + wait,
-            held: request.held,
-            reply,
-        });
+        let since = self.now();
+        self.waiting.push(Waiting { worker: request.worker, since, until: since + wait, held: request.held, reply });
     }
 
     /// One synced transaction, then the acknowledgements, then the search. Where the disk is full, nothing is acknowledged, and what is under way
@@ -373,7 +371,7 @@ impl<L: Log> Core<L> {
         for report in reports {
             report.reply.send(Ok(report.verdict)).ok();
             if let Some(scores) = report.scores {
-                let consequences = self.fleet.commit(report.token, &scores, report.compared, now);
+                let consequences = self.fleet.commit(report.token, &report.worker, &scores, report.compared, now);
                 self.follow(consequences);
                 self.replay.authors.insert(report.token.spec, report.worker);
                 outcomes.push((report.token.spec, Outcome::Scored(scores)));
@@ -521,12 +519,10 @@ impl<L: Log> Core<L> {
                 waiting.reply.send(Ok(lease_reply(v1::lease_reply::Outcome::Leave(leave)))).ok();
                 continue;
             }
-            let granted = if self.full || (free == 0 && !tick) { None } else { self.grant(&waiting) };
+            let granted = if self.full || self.held || (free == 0 && !tick) { None } else { self.grant(&waiting) };
             if let Some((token, spec)) = granted {
                 free = free.saturating_sub(1);
-                let waited = self.now().saturating_sub(waiting.since).as_secs_f64();
-                let assignment = v1::Assignment { waited, ..self.assignment(Some(token), &spec) };
-                let reply = lease_reply(v1::lease_reply::Outcome::Assignment(assignment));
+                let reply = lease_reply(v1::lease_reply::Outcome::Assignment(self.assignment(token, &spec, waiting.since)));
                 if waiting.reply.send(Ok(reply)).is_err() {
                     self.fleet.release(token);
                 }
@@ -542,7 +538,7 @@ impl<L: Log> Core<L> {
     fn grant(&mut self, waiting: &Waiting) -> Option<(Token, Spec)> {
         let now = self.now();
         if let Some(held) = &waiting.held {
-            let fits = |spec: &Spec| work_of(&assignment(None, spec, Vec::new())).as_bytes().as_slice() == held.work;
+            let fits = |spec: &Spec| work_of(&work(spec)).as_bytes().as_slice() == held.work;
             let granted = self.fleet.lease_held(&waiting.worker, held.spec, fits, now);
             if granted.is_some() {
                 return granted;
@@ -551,11 +547,16 @@ impl<L: Log> Core<L> {
         self.fleet.lease(&waiting.worker, now)
     }
 
-    fn assignment(&self, token: Option<Token>, spec: &Spec) -> v1::Assignment {
+    fn assignment(&self, token: Token, spec: &Spec, since: Duration) -> v1::Assignment {
         // Start models are built again: by their descendants, and for the sealed split.
         let start = matches!(spec.kind, Kind::Initial | Kind::Reference).then(|| spec.recipe.id());
         let members = self.replay.search.population().iter().map(|member| member.id);
-        assignment(token, spec, members.chain(start).map(|id| id.as_bytes().to_vec()).collect())
+        v1::Assignment {
+            token: Some(v1::Token { epoch: token.epoch, spec: token.spec, attempt: token.attempt }),
+            keep: members.chain(start).map(|id| id.as_bytes().to_vec()).collect(),
+            waited: self.now().saturating_sub(since).as_secs_f64(),
+            ..work(spec)
+        }
     }
 
     /// Answers everyone who waits under an epoch that is over.
@@ -566,14 +567,9 @@ impl<L: Log> Core<L> {
     }
 }
 
-fn assignment(token: Option<Token>, spec: &Spec, keep: Vec<Vec<u8>>) -> v1::Assignment {
-    v1::Assignment {
-        token: token.map(|token| v1::Token { epoch: token.epoch, spec: token.spec, attempt: token.attempt }),
-        recipe: encode(&spec.recipe),
-        split: split_to_wire(spec.split),
-        keep,
-        waited: 0.0,
-    }
+/// An assignment's work, without who does it.
+fn work(spec: &Spec) -> v1::Assignment {
+    v1::Assignment { recipe: encode(&spec.recipe), split: split_to_wire(spec.split), ..v1::Assignment::default() }
 }
 
 pub(super) fn token(token: v1::Token) -> Token {

@@ -1,17 +1,20 @@
 //! From a journal's records to a search: the same fold for a coordinator that resumes and for a reader that shows.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use evolver_common::{definition::Resolved, digest::Digest, score::Scores};
 use serde::Serialize;
 use thiserror::Error;
 
 use crate::{
+    fleet::voice,
     journal::{Record, Timings},
     search::{Outcome, Search, SetupError, Spec, TEST_BASE, TellError},
     setup,
 };
 
+/// Results that are remembered whole.
+const LATEST: usize = 4;
 /// Reason of a stop by the clock's limit, the one limit whose end is a record.
 pub(super) const STOP_SECONDS: &str = "stop.seconds";
 
@@ -121,12 +124,14 @@ pub struct Replay {
     pub authors: BTreeMap<u64, String>,
     /// Specs whose scores more than one worker stands behind.
     pub confirmed: HashSet<u64>,
-    /// Workers that are not trusted, with the reason.
+    /// Voices that are not trusted, with the reason; see [`voice`].
     pub distrusted: BTreeMap<String, String>,
     /// Results that were taken back.
     pub retracted: u64,
     /// Results that are to be compared and have not been.
     pub(super) compared: BTreeMap<u64, (Spec, Scores)>,
+    /// The latest results, for workers to prove themselves by.
+    pub(super) latest: VecDeque<(Spec, Scores)>,
     /// Specs that were drawn and have no result.
     open: BTreeMap<u64, Spec>,
     /// Numbers of specs that were drawn since they were last asked for.
@@ -266,6 +271,7 @@ impl Replay {
             distrusted: BTreeMap::new(),
             retracted: 0,
             compared: BTreeMap::new(),
+            latest: VecDeque::new(),
             open: BTreeMap::new(),
             fresh: Vec::new(),
             bank: BTreeMap::new(),
@@ -285,11 +291,17 @@ impl Replay {
     /// # Errors
     /// If the spec was not drawn, or has a result.
     pub(super) fn tell(&mut self, number: u64, outcome: Outcome) -> Result<(), TellError> {
+        let scores = if let Outcome::Scored(scores) = &outcome { Some(scores.clone()) } else { None };
         self.search.tell(number, outcome)?;
         self.told.insert(number);
-        self.open.remove(&number);
-        // A result of the model that had this number before is of no use any more.
+        let spec = self.open.remove(&number);
+        self.latest.extend(spec.zip(scores));
+        if self.latest.len() > LATEST {
+            self.latest.pop_front();
+        }
+        // What was known of the model that had this number before is of no use any more.
         self.bank.remove(&number);
+        self.confirmed.remove(&number);
         self.draw();
         Ok(())
     }
@@ -350,6 +362,7 @@ impl Replay {
             self.search.stop(*number, reason);
         }
         self.told.clear();
+        self.latest.clear();
         self.open.clear();
         self.fresh.clear();
         let bank =
@@ -359,9 +372,10 @@ impl Replay {
         Ok(())
     }
 
-    /// The specs that stand on this worker's word alone.
-    pub(super) fn unconfirmed(&self, worker: &str) -> Vec<u64> {
-        let alone = |(number, author): (&u64, &String)| (author == worker && !self.confirmed.contains(number)).then_some(*number);
+    /// The specs that stand on this voice's word alone.
+    pub(super) fn unconfirmed(&self, of: &str) -> Vec<u64> {
+        let alone =
+            |(number, author): (&u64, &String)| (voice(author) == of && !self.confirmed.contains(number)).then_some(*number);
         self.authors.iter().filter_map(alone).collect()
     }
 

@@ -50,11 +50,10 @@ impl<L: Log> Core<L> {
             Some(v1::report_request::Result::Scores(scores)) => scores,
             Some(v1::report_request::Result::Failure(failure)) => {
                 let class = v1::FailureClass::try_from(failure.class).unwrap_or_default();
-                let killed = class == v1::FailureClass::Killed;
-                let class = class.as_str_name().trim_start_matches("FAILURE_CLASS_").to_lowercase();
+                let name = class.as_str_name().trim_start_matches("FAILURE_CLASS_").to_lowercase();
                 let message = &failure.message[..failure.message.floor_char_boundary(REASON_MAX)];
                 let verdict = answer(v1::report_reply::Verdict::Committed, "");
-                reports.push(self.failed(token, worker, &format!("{class}: {message}"), killed, verdict, reply));
+                reports.push(self.failed(token, worker, &format!("{name}: {message}"), class, verdict, reply));
                 return;
             }
             Some(v1::report_request::Result::Released(_)) | None => {
@@ -95,7 +94,7 @@ impl<L: Log> Core<L> {
             }
             (Err(reason), _) => {
                 let refused = answer(v1::report_reply::Verdict::Refused, &reason);
-                reports.push(self.failed(token, worker, &reason, false, refused, reply));
+                reports.push(self.failed(token, worker, &reason, v1::FailureClass::Error, refused, reply));
             }
         }
     }
@@ -105,17 +104,17 @@ impl<L: Log> Core<L> {
         token: Token,
         worker: String,
         reason: &str,
-        killed: bool,
+        class: v1::FailureClass,
         verdict: v1::ReportReply,
         reply: Reply<v1::ReportReply>,
     ) -> Accepted {
         tracing::warn!(worker, spec = token.spec, reason, "attempt failed");
         let attempt = Record::Attempt { number: token.spec, worker: worker.clone(), reason: reason.to_owned() };
         let now = self.now();
-        if killed {
-            self.fleet.lose(token, reason, now);
-        } else {
-            self.fleet.fail(token, reason, now);
+        match class {
+            v1::FailureClass::Killed => self.fleet.lose(token, reason, now),
+            v1::FailureClass::Input => self.fleet.spoil(token, reason, now),
+            _ => self.fleet.fail(token, reason, now),
         }
         Accepted { token, worker, records: vec![attempt], compared: false, scores: None, reply, verdict }
     }

@@ -61,6 +61,8 @@ impl<L: Log> Core<L> {
         });
         let stuck = if finished {
             None
+        } else if self.held {
+            Some("an operator has paused it".to_owned())
         } else if self.full {
             Some("the coordinator's disk is full".to_owned())
         } else {

@@ -12,7 +12,7 @@ use super::{
     replay::replay,
 };
 use crate::{
-    fleet::{Consequences, Opinion},
+    fleet::{Consequences, Opinion, voice},
     journal::{Log, Record},
     search::{Individual, Kind, Spec},
 };
@@ -27,12 +27,13 @@ impl<L: Log> Core<L> {
                 Opinion::Agreed(workers) => self.confirmed(number, workers),
                 Opinion::Lied { honest, liars } => {
                     // A result whose author lied is not confirmed by those who showed it.
-                    if self.replay.authors.get(&number).is_some_and(|author| honest.contains(author)) {
+                    let stands = |author: &String| honest.iter().any(|other| voice(other) == voice(author));
+                    if self.replay.authors.get(&number).is_some_and(stands) {
                         self.confirmed(number, honest.clone());
                     }
                     let by = if honest.is_empty() { "nobody else can score the model".into() } else { honest.join(", ") };
-                    self.caught
-                        .extend(liars.into_iter().map(|liar| (liar, format!("false scores of spec {number}, shown by: {by}"))));
+                    let reason = format!("false scores of spec {number}, shown by: {by}");
+                    self.caught.extend(liars.iter().map(|liar| (voice(liar).to_owned(), reason.clone())));
                 }
             }
         }
@@ -68,10 +69,11 @@ impl<L: Log> Core<L> {
         self.fleet.remember(spec, &author, individual.scores.clone(), wanted);
     }
 
-    /// What an earlier start knew: models of known score, a best that nobody has confirmed, workers that are not trusted.
+    /// What an earlier start knew: results to prove oneself by, those that are to be compared, a best that nobody has confirmed, workers that are not trusted.
     pub(super) fn recall(&mut self) {
-        for member in self.replay.search.population().to_vec() {
-            self.remember(&member, false);
+        for (spec, scores) in self.replay.latest.clone() {
+            let author = self.replay.authors.get(&spec.number).cloned().unwrap_or_default();
+            self.fleet.remember(spec, &author, scores, false);
         }
         self.compare_best();
         for (spec, scores) in self.replay.compared() {
@@ -124,27 +126,27 @@ impl<L: Log> Core<L> {
         let done = match request.action {
             None => return Err(Status::invalid_argument("the request names no action")),
             Some(Action::Pause(_)) => {
-                self.paused = true;
-                "no more work is handed out".to_owned()
+                self.held = true;
+                "no more work is handed out, and workers wait".to_owned()
             }
             Some(Action::Resume(_)) => {
-                self.paused = false;
+                self.held = false;
                 "work is handed out".to_owned()
             }
             Some(Action::Readmit(v1::Readmit { worker })) => {
                 if !self.fleet.readmit(&worker) {
                     return Err(unknown(&worker));
                 }
-                if self.replay.distrusted.remove(&worker).is_some() {
-                    self.later.push(Record::Readmit { worker: worker.clone() });
+                if self.replay.distrusted.remove(voice(&worker)).is_some() {
+                    self.later.push(Record::Readmit { worker: voice(&worker).to_owned() });
                 }
                 format!("{worker} is given work again")
             }
             Some(Action::Distrust(v1::Distrust { worker })) => {
-                if !self.fleet.knows(&worker) && !self.replay.authors.values().any(|author| *author == worker) {
+                if !self.fleet.knows(&worker) && !self.replay.authors.values().any(|author| voice(author) == voice(&worker)) {
                     return Err(unknown(&worker));
                 }
-                self.caught.push((worker.clone(), "an operator said so".into()));
+                self.caught.push((voice(&worker).to_owned(), "an operator said so".into()));
                 format!("{worker} is given no more work, and its unconfirmed results are scored again")
             }
         };

@@ -61,6 +61,8 @@ pub(super) struct Machine {
     beat: Time,
     beats: u64,
     offers: u32,
+    begun: u32,
+    began: Time,
 }
 
 impl Machine {
@@ -82,6 +84,8 @@ impl Machine {
             beat: 0,
             beats: 0,
             offers: 0,
+            begun: 0,
+            began: 0,
         }
     }
 
@@ -183,6 +187,10 @@ impl World {
         }
         let request = v1::DrainRequest { worker: machine.name.clone(), epoch: machine.epoch };
         machine.gone = true;
+        if machine.working.is_some() {
+            let lost = self.now - machine.began;
+            self.seen.add("busy ms", lost);
+        }
         self.seen.add("preempted", 1);
         self.send(index, serial, Request::Drain(request));
     }
@@ -257,6 +265,18 @@ impl World {
         *passing += u32::from(fault.is_some() && fault != Some(Kind::Sick));
         let done = self.now + if fault == Some(Kind::Hang) { HANG } else { length };
         machine.beat = self.now;
+        machine.began = self.now;
+        machine.begun += 1;
+        if self.plan.preempted_after.is_some_and(|after| machine.begun.is_multiple_of(after)) {
+            let moment = self.random.random_range(0..length);
+            self.after(moment, Event::Preempt(index));
+        }
+        let spec = assignment.token.map_or(0, |token| token.spec);
+        if let Some(since) = self.vanished.remove(&spec) {
+            self.seen.add("taken over", 1);
+            self.seen.add("taken over late", u64::from(self.now - since > 65_000));
+        }
+        let machine = &mut self.machines[index];
         machine.working = Some(Working { assignment, work, done, fault });
         self.begun += 1;
     }
@@ -264,6 +284,10 @@ impl World {
     fn end_work(&mut self, index: usize) {
         let machine = &mut self.machines[index];
         let Some(working) = machine.working.take() else { return };
+        let took = self.now - machine.began;
+        self.seen.add("useful ms", took);
+        self.seen.add("busy ms", took);
+        let machine = &mut self.machines[index];
         let failure = |class: v1::FailureClass, message: &str| {
             report_request::Result::Failure(v1::Failure { class: class.into(), message: message.into() })
         };
@@ -338,6 +362,11 @@ impl World {
 }
 
 impl Machine {
+    /// What it works on.
+    pub(super) fn spec(&self) -> Option<u64> {
+        Some(self.working.as_ref()?.assignment.token?.spec)
+    }
+
     /// What it has in hand.
     fn held(&self) -> Option<v1::Held> {
         let of = |work: Digest, token: Option<v1::Token>| v1::Held {

@@ -81,7 +81,8 @@ impl World {
         let delay = self.delay();
         if self.noise && self.random.random_range(0..4) == 0 {
             self.seen.add("requests doubled", 1);
-            let later = delay + self.random.random_range(0..20_000);
+            let range = if self.random.random_range(0..2) == 0 { 4 } else { 20_000 };
+            let later = delay + self.random.random_range(0..range);
             self.after(later, Event::Arrive { machine, serial, request: request.clone() });
         }
         self.after(delay, Event::Arrive { machine, serial, request });
@@ -106,7 +107,11 @@ impl World {
             Request::Report(message) => call!(Report, Box::new(message)),
             Request::Drain(message) => call!(Drain, message),
         };
-        self.step(vec![command])
+        // What comes at nearly the same time is handled at the same time.
+        self.inbox.push(command);
+        let wait = self.random.random_range(0..4);
+        self.after(wait, Event::Deliver);
+        Ok(())
     }
 
     /// Sends what the coordinator has answered by now.

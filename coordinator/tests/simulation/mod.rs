@@ -189,6 +189,8 @@ pub(crate) struct World {
     live: HashMap<(u64, u32), (Token, Duration, String)>,
     failures: HashMap<u64, u32>,
     losses: HashMap<u64, u32>,
+    /// The latest results, for workers to prove themselves by after a restart.
+    known: Vec<(Spec, Scores)>,
     pub(crate) superseded: u64,
 }
 
@@ -208,6 +210,7 @@ impl World {
             live: HashMap::new(),
             failures: HashMap::new(),
             losses: HashMap::new(),
+            known: Vec::new(),
             superseded: 0,
         };
         this.pump();
@@ -285,7 +288,7 @@ impl World {
             for who in 0..self.workers.len() {
                 self.heartbeat(who);
             }
-            self.wait(LEASE / 2);
+            self.pass(LEASE / 2);
             assert!(round < 1000, "the search stands still with {} healthy workers", self.workers.len());
         }
         // Whatever is still on its way comes too late.
@@ -374,7 +377,9 @@ impl World {
             }
             Outcome::Scored(scores) => {
                 // A slower attempt at the same spec is superseded by this one.
-                let after = self.fleet.commit(token, &scores, false, self.now);
+                let worker = self.fleet.holder(token).unwrap().to_owned();
+                let after = self.fleet.commit(token, &worker, &scores, false, self.now);
+                self.known.push((spec.clone(), scores.clone()));
                 self.commit(spec.number, Outcome::Scored(scores));
                 assert_eq!(after.opinions, [], "nothing is compared but what a worker proves itself by");
                 self.give_up(after.given_up);
@@ -455,6 +460,13 @@ impl World {
         if self.live.iter().any(|((spec, _), (_, until, _))| lost(*until) && worn(spec)) {
             return;
         }
+        self.pass(time);
+    }
+
+    /// Time goes by, whatever it costs.
+    fn pass(&mut self, time: Duration) {
+        let then = self.now + time;
+        let lost = |until: Duration| until <= then;
         self.now = then;
         let given_up = self.fleet.expire(self.now);
         self.give_up(given_up);
@@ -481,6 +493,9 @@ impl World {
         self.live.clear();
         self.failures.clear();
         self.losses.clear();
+        for (spec, scores) in self.known.iter().rev().take(4) {
+            self.fleet.remember(spec.clone(), "", scores.clone(), false);
+        }
         self.pump();
     }
 

@@ -83,10 +83,18 @@ pub struct Served {
 }
 
 impl Served {
-    /// Starts a coordinator on a free port.
+    /// Starts a coordinator on a free port that takes its workers at their word.
     pub async fn start(dir: &Path, resolved: &Resolved) -> Self {
-        let coordinator =
-            Coordinator::start(&Options { dir: dir.to_owned(), resolved: resolved.clone(), compare: false }).unwrap();
+        Self::serve(dir, resolved, false).await
+    }
+
+    /// Starts one that compares what its workers say.
+    pub async fn comparing(dir: &Path, resolved: &Resolved) -> Self {
+        Self::serve(dir, resolved, true).await
+    }
+
+    async fn serve(dir: &Path, resolved: &Resolved, compare: bool) -> Self {
+        let coordinator = Coordinator::start(&Options { dir: dir.to_owned(), resolved: resolved.clone(), compare }).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let status = coordinator.status();
@@ -181,6 +189,23 @@ impl Worker {
     /// Reports what the assignment's model scores.
     pub async fn finish(&mut self, assignment: &v1::Assignment) -> v1::ReportReply {
         self.report(assignment.token, right(assignment)).await
+    }
+
+    /// Registers with whatever epoch there is now.
+    pub async fn again(&mut self) {
+        self.epoch = self.register(PROTOCOL).await.unwrap().epoch;
+    }
+
+    /// Works until it is told to leave, through changes of the epoch.
+    pub async fn work_on(&mut self) {
+        loop {
+            match self.ask(Duration::from_secs(5)).await {
+                Ok(v1::lease_reply::Outcome::Assignment(assignment)) => drop(self.finish(&assignment).await),
+                Ok(v1::lease_reply::Outcome::Leave(_)) => return,
+                Ok(v1::lease_reply::Outcome::Idle(_)) => {}
+                Err(_) => self.again().await,
+            }
+        }
     }
 
     /// Works until it is told to leave.

@@ -3,12 +3,14 @@
 //! - [`models`]: opening what the definition names.
 //! - [`modules`]: which tensors belong to which part of the network.
 //! - [`parts`]: what each part is merged from.
+//! - [`statistics`]: files of statistics that parameters name.
 //! - [`compare`]: whether the tensors and vocabularies of several models fit.
 
 mod compare;
 mod models;
 mod modules;
 mod parts;
+mod statistics;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
@@ -20,7 +22,7 @@ use evolver_common::{
 };
 use thiserror::Error;
 
-pub use self::models::Model;
+pub use self::{models::Model, statistics::Statistics};
 use crate::{
     config::MergeConfig,
     output::check_template,
@@ -51,6 +53,8 @@ pub struct Plan {
     pub vocabulary: Option<Vocabulary>,
     /// For each stack whose layers were chosen: its name, and for each layer of the output the layer that it comes from.
     pub stacks: Vec<(String, Vec<usize>)>,
+    /// The files of statistics that parameters name.
+    pub statistics: Vec<Statistics>,
     /// What its user should know.
     pub notes: Vec<String>,
 }
@@ -95,8 +99,9 @@ impl Plan {
     ///
     /// # Errors
     /// Everything that is wrong, at once, as far as it can be told.
-    pub fn open(config: MergeConfig, options: PlanOptions) -> Result<Self, Problems> {
+    pub fn open(mut config: MergeConfig, options: PlanOptions) -> Result<Self, Problems> {
         let mut problems = Vec::new();
+        let statistics = statistics::open(&mut config, &mut problems);
         let models = models::open(&config, &mut problems);
         problems.extend(config.chat_template.as_deref().and_then(|wanted| check_template(wanted).err()));
         if let Err(error) = merge::find(&config.method) {
@@ -119,7 +124,8 @@ impl Plan {
             kept.extend(output.kept.iter().map(|(model, source)| (places[name], *model, source.clone())));
         }
         let parts: Vec<_> = drafts.into_iter().map(|draft| draft.finish(&places)).collect();
-        let mut plan = Self { notes: Vec::new(), tensors: Vec::new(), config, models, layout, parts, kept, vocabulary, stacks };
+        let (notes, tensors) = (Vec::new(), Vec::new());
+        let mut plan = Self { notes, tensors, config, models, layout, parts, kept, vocabulary, stacks, statistics };
         plan.tensors = outputs
             .into_iter()
             .map(|(name, output)| Announced { name, dtype: output.info.dtype, shape: output.info.shape })

@@ -328,6 +328,6 @@ fn is_before(name: &str) -> bool {
 /// Parameters under which those of an earlier table hold before those of a later one, rule by rule.
 fn joined(tables: &[&Parameters]) -> Parameters {
     let names: BTreeSet<&String> = tables.iter().flat_map(|table| table.keys()).collect();
-    let value = |name: &String| -> Value { merge::join(tables.iter().filter_map(|table| table.get(name))) };
-    names.into_iter().map(|name| (name.clone(), value(name))).collect()
+    let value = |name: &String| -> Option<Value> { merge::join(tables.iter().filter_map(|table| table.get(name))) };
+    names.into_iter().filter_map(|name| Some((name.clone(), value(name)?))).collect()
 }

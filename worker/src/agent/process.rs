@@ -88,7 +88,10 @@ impl Child {
         #[cfg(unix)]
         if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
             let (class, meaning) = signal_meaning(signal);
-            return Event::Ended(class, format!("the child was ended by signal {signal}: {meaning}"));
+            if class == FailureClass::Killed {
+                return Event::Ended(class, format!("the child was killed by signal {signal}: {meaning}"));
+            }
+            return Event::Ended(class, format!("{what} ({status}: {meaning})"));
         }
         Event::Ended(FailureClass::Crash, format!("{what} ({status})"))
     }
@@ -98,15 +101,12 @@ impl Child {
 #[cfg(unix)]
 fn signal_meaning(signal: i32) -> (FailureClass, &'static str) {
     match signal {
-        4 => (FailureClass::Crash, "an instruction that this processor does not have (SIGILL)"),
-        6 => (
-            FailureClass::Crash,
-            "it aborted (SIGABRT), for instance because it was refused memory beyond evaluator.memory_bytes",
-        ),
-        7 => (FailureClass::Input, "a file was cut short while it was mapped, or its disk failed (SIGBUS)"),
-        9 => (FailureClass::Killed, "out of memory, or killed by someone (SIGKILL)"),
-        11 => (FailureClass::Crash, "a wrong memory access (SIGSEGV)"),
-        15 => (FailureClass::Killed, "it was told to end by someone (SIGTERM)"),
+        4 => (FailureClass::Crash, "an instruction that this processor does not have"),
+        6 => (FailureClass::Crash, "it gave up, for instance because it was refused memory beyond evaluator.memory_bytes"),
+        7 => (FailureClass::Input, "a file was cut short while it was mapped, or its disk failed"),
+        9 => (FailureClass::Killed, "out of memory, or by someone"),
+        11 => (FailureClass::Crash, "a wrong memory access"),
+        15 => (FailureClass::Killed, "by someone"),
         _ => (FailureClass::Crash, "a fault"),
     }
 }

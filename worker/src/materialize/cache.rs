@@ -7,7 +7,10 @@ use std::{
     collections::HashMap,
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use evolver_common::{
@@ -34,6 +37,8 @@ pub(super) struct Writer {
     id: Digest,
     path: PathBuf,
     file: WeightsWriter,
+    /// The disk has refused: the entry is worth nothing, and what is built beside it goes on.
+    refused: AtomicBool,
 }
 
 impl Writer {
@@ -44,7 +49,13 @@ impl Writer {
 
 impl Sink for Writer {
     fn write(&self, tensor: usize, offset: usize, values: &[f32]) -> io::Result<()> {
-        self.file.values(tensor, offset, values).map_err(io::Error::other)
+        if !self.refused.load(Ordering::Relaxed)
+            && let Err(error) = self.file.values(tensor, offset, values)
+        {
+            tracing::warn!("{} is not cached: {error}", self.path.display());
+            self.refused.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 }
 
@@ -105,13 +116,17 @@ impl Cache {
             .map(|tensor| Announced { name: tensor.name.clone(), dtype: Dtype::F32, shape: tensor.shape.clone() })
             .collect();
         let file = WeightsWriter::create(&path, &announced, &Map::new()).ok()?;
-        Some(Writer { id, path, file })
+        Some(Writer { id, path, file, refused: AtomicBool::new(false) })
     }
 
-    /// Completes an entry: first its digest, then, by a rename, itself.
+    /// Completes an entry: first its digest, then, by a rename, itself. Where the disk refuses, the cache shrinks instead.
     pub(super) fn finish(&mut self, writer: Writer) {
         let target = self.path(writer.id);
+        let folder = writer.path.parent().map(Path::to_owned);
         let finish = || {
+            if writer.refused.load(Ordering::Relaxed) {
+                return Err(io::Error::other("the disk refused a part of it"));
+            }
             writer.file.finish(false).map_err(io::Error::other)?;
             let checkpoint = Checkpoint::open(&writer.path).map_err(io::Error::other)?;
             let digest = checkpoint.digest(&evolver_common::checkpoint::DigestCache::in_memory()).map_err(io::Error::other)?;
@@ -120,9 +135,18 @@ impl Cache {
             writer.path.parent().map_or(Ok(()), fs::remove_dir)
         };
         if let Err(error) = finish() {
-            tracing::warn!("{} was not cached: {error}", target.display());
+            tracing::warn!("{} was not cached, and half of what is gives way: {error}", target.display());
+            folder.map(fs::remove_dir_all);
+            fs::remove_file(target.with_extension("blake3")).ok();
+            self.limit = self.size() * (self.open.len() / 2) as u64;
+            return;
         }
         self.get(writer.id);
+    }
+
+    /// Size of an entry, in bytes.
+    fn size(&self) -> u64 {
+        (4 * self.space.elements() as u64).max(1)
     }
 
     fn delete(&mut self, id: Digest) {
@@ -134,11 +158,10 @@ impl Cache {
 
     /// Deletes the entries longest unused until the rest fits the limit; members of the population stay.
     pub(super) fn evict(&mut self, keep: &[Digest]) {
-        let size = 4 * self.space.elements() as u64;
         let mut idle: Vec<_> =
             self.open.iter().filter(|(id, _)| !keep.contains(id)).map(|(id, (_, used))| (*used, *id)).collect();
         idle.sort_unstable();
-        let allowed = usize::try_from(self.limit / size.max(1)).unwrap_or(usize::MAX);
+        let allowed = usize::try_from(self.limit / self.size()).unwrap_or(usize::MAX);
         let excess = self.open.len().saturating_sub(allowed);
         for (_, id) in idle.into_iter().take(excess) {
             self.delete(id);

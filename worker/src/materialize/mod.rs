@@ -79,6 +79,7 @@ impl Materializer {
         })?;
         let space = Arc::new(space);
         let mut engine = Engine::new(Arc::clone(&space), Options::default());
+        engine.share_statistics(&cache_folder.join("statistics"));
         for (source, checkpoint) in std::iter::once((&resolved.base, &base)).chain(resolved.experts.iter().zip(&experts)) {
             let leaf = CheckpointLeaf::new(Arc::clone(checkpoint), Arc::clone(&space));
             engine.insert(Recipe::checkpoint(source.digest).id(), Arc::new(leaf));

@@ -1,0 +1,186 @@
+//! Blocks walked a fixed number of elements at a time, so that element-wise formulas become vector code.
+//!
+//! A formula is written over [`Lanes`], one loop for each step of it, and works on all lanes even at a block's end, where those beyond it are zero and their
+//! results go nowhere. Sums keep as many partial sums as [`PARTS`] says, whatever the machine: lane l of a chunk adds to part l mod [`PARTS`], chunks in
+//! order, and the parts are added in order at the end.
+
+use std::ops::Range;
+
+use super::{Inputs, round, task_vector};
+use crate::simd;
+
+/// Elements that are walked at a time.
+pub(super) const LANES: usize = 64;
+/// Partial sums that a sum keeps apart.
+const PARTS: usize = 8;
+
+/// One number for each element of a chunk.
+pub(super) type Lanes = [f64; LANES];
+
+/// Some elements of a block.
+pub(super) struct Chunk<'a> {
+    inputs: &'a Inputs<'a>,
+    start: usize,
+    count: usize,
+}
+
+impl Chunk<'_> {
+    #[inline(always)]
+    fn part<'r, T>(&self, row: &'r [T]) -> &'r [T] {
+        &row[self.start..self.start + self.count]
+    }
+
+    /// The base's values.
+    #[inline(always)]
+    pub(super) fn base(&self) -> Lanes {
+        widen(&load(self.part(self.inputs.base)))
+    }
+
+    /// A model's values.
+    #[inline(always)]
+    pub(super) fn model(&self, model: usize) -> Lanes {
+        widen(&load(self.part(self.inputs.models[model])))
+    }
+
+    /// A model's differences to the base.
+    #[inline(always)]
+    pub(super) fn delta(&self, model: usize) -> Lanes {
+        let (model, base) = (load(self.part(self.inputs.models[model])), load(self.part(self.inputs.base)));
+        let mut delta = [0.0; LANES];
+        for l in 0..LANES {
+            delta[l] = f64::from(task_vector(model[l], base[l]));
+        }
+        delta
+    }
+
+    /// The chunk's part of a row that begins at element `start` of the block.
+    #[inline(always)]
+    pub(super) fn behind(&self, start: usize, row: &[f64]) -> Lanes {
+        load(&row[self.start - start..self.start - start + self.count])
+    }
+
+    /// 1 for the elements of the block, and 0 beyond its end.
+    #[inline(always)]
+    pub(super) fn inside(&self) -> Lanes {
+        let mut inside = [0.0; LANES];
+        inside[..self.count].fill(1.0);
+        inside
+    }
+
+    /// How many models there are.
+    #[inline(always)]
+    pub(super) fn models(&self) -> usize {
+        self.inputs.models.len()
+    }
+
+    /// Writes values, rounded once, into a row that is as long as the block.
+    #[inline(always)]
+    pub(super) fn store(&self, values: &Lanes, row: &mut [f32]) {
+        let out = &mut row[self.start..self.start + self.count];
+        if let Ok(out) = <&mut [f32; LANES]>::try_from(&mut *out) {
+            for l in 0..LANES {
+                out[l] = round(values[l]);
+            }
+        } else {
+            out.iter_mut().zip(values).for_each(|(out, value)| *out = round(*value));
+        }
+    }
+}
+
+/// The first values, zero beyond the last.
+#[inline(always)]
+fn load<T: Copy + Default>(values: &[T]) -> [T; LANES] {
+    if let Some(whole) = values.first_chunk() {
+        return *whole;
+    }
+    let mut lanes = [T::default(); LANES];
+    lanes[..values.len()].copy_from_slice(values);
+    lanes
+}
+
+/// What a formula gives for each lane of two rows.
+#[inline(always)]
+pub(super) fn each(a: &Lanes, b: &Lanes, formula: impl Fn(f64, f64) -> f64) -> Lanes {
+    let mut out = [0.0; LANES];
+    for l in 0..LANES {
+        out[l] = formula(a[l], b[l]);
+    }
+    out
+}
+
+#[inline(always)]
+fn widen(values: &[f32; LANES]) -> Lanes {
+    let mut wide = [0.0; LANES];
+    for l in 0..LANES {
+        wide[l] = f64::from(values[l]);
+    }
+    wide
+}
+
+/// Walks some elements of a block. Give `step` as `#[inline(always)] |chunk| …`.
+#[inline]
+pub(super) fn walk(inputs: &Inputs<'_>, elements: Range<usize>, mut step: impl FnMut(&Chunk<'_>)) {
+    simd::dispatch(
+        #[inline(always)]
+        || {
+            for start in elements.clone().step_by(LANES) {
+                step(&Chunk { inputs, start, count: (elements.end - start).min(LANES) });
+            }
+        },
+    );
+}
+
+/// Writes what `formula` gives for every element of a block, rounded once. Give it as `#[inline(always)] |chunk| …`.
+#[inline]
+pub(super) fn map(inputs: &Inputs<'_>, out: &mut [f32], mut formula: impl FnMut(&Chunk<'_>) -> Lanes) {
+    walk(
+        inputs,
+        0..out.len(),
+        #[inline(always)]
+        |chunk| chunk.store(&formula(chunk), out),
+    );
+}
+
+/// Sums of some elements' terms.
+pub(super) struct Sum([f64; PARTS]);
+
+impl Sum {
+    pub(super) const ZERO: Self = Self([0.0; PARTS]);
+
+    /// Adds a chunk's terms.
+    #[inline(always)]
+    pub(super) fn add(&mut self, terms: &Lanes) {
+        for group in terms.as_chunks::<PARTS>().0 {
+            for (part, term) in self.0.iter_mut().zip(group) {
+                *part += term;
+            }
+        }
+    }
+
+    /// Adds the products of two chunks' lanes.
+    #[inline(always)]
+    pub(super) fn add_products(&mut self, a: &Lanes, b: &Lanes) {
+        for (a, b) in a.as_chunks::<PARTS>().0.iter().zip(b.as_chunks::<PARTS>().0) {
+            for (part, (a, b)) in self.0.iter_mut().zip(a.iter().zip(b)) {
+                *part += a * b;
+            }
+        }
+    }
+
+    pub(super) fn total(&self) -> f64 {
+        self.0.iter().sum()
+    }
+}
+
+/// Adds the terms of some elements of a block to `sums`, each a sum of its own.
+#[inline]
+pub(super) fn sum(inputs: &Inputs<'_>, elements: Range<usize>, sums: &mut [f64], mut terms: impl FnMut(&Chunk<'_>, &mut [Sum])) {
+    let mut parts: Vec<Sum> = sums.iter().map(|_| Sum::ZERO).collect();
+    walk(
+        inputs,
+        elements,
+        #[inline(always)]
+        |chunk| terms(chunk, &mut parts),
+    );
+    sums.iter_mut().zip(parts).for_each(|(sum, parts)| *sum += parts.total());
+}
