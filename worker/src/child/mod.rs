@@ -54,7 +54,7 @@ impl From<EvaluateError> for Failure {
     fn from(error: EvaluateError) -> Self {
         let class = match &error {
             EvaluateError::NonFinite { .. } => FailureClass::NonFinite,
-            EvaluateError::Data(_) | EvaluateError::Tokenizer { .. } | EvaluateError::Unfit(_) => FailureClass::Input,
+            EvaluateError::Data(_) | EvaluateError::Tokenizer { .. } => FailureClass::Input,
             _ => FailureClass::Error,
         };
         Self { class, message: error.to_string() }
