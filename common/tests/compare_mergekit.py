@@ -20,6 +20,9 @@ from pathlib import Path
 import torch
 import transformers
 import yaml
+from mergekit.config import MergeConfiguration
+from mergekit.merge import run_merge
+from mergekit.options import MergeOptions
 from safetensors.torch import load_file, save_file
 
 WEIGHTS = [0.5, 0.3, 0.4]
@@ -104,7 +107,6 @@ def run(command):
 
 def main():
     evolver = Path(sys.argv[1]).resolve()
-    mergekit = Path(sys.executable).parent / "mergekit-yaml"
     root = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(tempfile.mkdtemp())
     for dtype, computed in [("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")]:
         folder = root / f"{dtype}-{computed}"
@@ -127,10 +129,11 @@ def main():
             label = f"{method} {json.dumps(parameters)}{'' if with_base else ', no base'}"
             try:
                 theirs, ours = folder / f"{number}-mergekit", folder / f"{number}-evolver"
-                run([mergekit, file, theirs, "--no-copy-tokenizer"])
+                options = MergeOptions(copy_tokenizer=False, quiet=True, random_seed=0)
+                run_merge(MergeConfiguration.model_validate(config), str(theirs), options)
                 run([evolver, "merge", file, "--out", ours])
-            except RuntimeError as error:
-                print(f"{label:<64} {error}")
+            except Exception as error:  # What either refuses is part of the comparison.
+                print(f"{label:<64} {type(error).__name__}: {error}", flush=True)
                 continue
             theirs, ours = weights(theirs), weights(ours)
             assert theirs.keys() == ours.keys(), (theirs.keys() ^ ours.keys())

@@ -73,12 +73,15 @@ fn rank(share: f64, elements: usize) -> u64 {
     (share * (elements - 1) as f64) as u64
 }
 
+/// A line's tensor, its number and its divergence.
+type Line = (usize, usize, f64);
+
 /// `[tensor][line]`: the Kullback-Leibler divergence of the model's softmax from the base's.
 fn divergences(pass: &Pass<'_>) -> Vec<Vec<f64>> {
     let parts = pass.fold(
         None,
         || (Vec::new(), [Vec::new(), Vec::new()]),
-        |(parts, [p, q]): &mut (Vec<(usize, usize, f64)>, [Vec<f64>; 2]), inputs| {
+        |(parts, [p, q]): &mut (Vec<Line>, [Vec<f64>; 2]), inputs| {
             let line = line(inputs.shape);
             for (number, (model, base)) in inputs.models[0].chunks(line).zip(inputs.base.chunks(line)).enumerate() {
                 softmax(model, p);

@@ -77,7 +77,7 @@ impl Matrix {
     }
 
     /// `self^-1 * right` for a symmetric positive definite matrix, by its Cholesky decomposition; NaN if it is not positive definite.
-    pub(super) fn solve_positive(mut self, right: Self) -> Self {
+    pub(super) fn solve_positive(mut self, right: &Self) -> Self {
         let side = self.rows;
         for panel in (0..side).step_by(TILE) {
             let end = side.min(panel + TILE);
@@ -95,7 +95,7 @@ impl Matrix {
     }
 
     /// Solves with the lower triangle L of `self`: `L L^T x = right`.
-    fn substitute(&self, right: Self) -> Self {
+    fn substitute(&self, right: &Self) -> Self {
         let (side, width) = (self.rows, right.columns);
         let slabs: Vec<_> = (0..width).step_by(SLAB).map(|start| start..width.min(start + SLAB)).collect();
         let solve = |columns: &Range<usize>| {
@@ -314,12 +314,12 @@ mod tests {
             };
             let (inputs, expected) = (draw("inputs", 2 * side, side), draw("solution", side, columns));
             let gram = inputs.transposed().times(&inputs);
-            let solved = gram.clone().solve_positive(gram.times(&expected));
+            let solved = gram.clone().solve_positive(&gram.times(&expected));
             for (a, b) in solved.values.iter().zip(&expected.values) {
                 prop_assert!((a - b).abs() < 1e-9, "{a} {b}");
             }
             let singular = Matrix { values: vec![1.0; (side + 1) * (side + 1)], rows: side + 1, columns: side + 1 };
-            prop_assert!(singular.solve_positive(Matrix::zeros(side + 1, 1)).values.iter().any(|value| value.is_nan()));
+            prop_assert!(singular.solve_positive(&Matrix::zeros(side + 1, 1)).values.iter().any(|value| value.is_nan()));
         }
 
         #[test]

@@ -187,7 +187,6 @@ pub(super) fn magnitudes(inputs: &Inputs<'_>, rows: &mut [Vec<f32>]) {
 
 /// The bins of some values; values beyond the last have none.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "there are 2^16 bins")]
 fn bins(values: &[f32]) -> [u16; STEP] {
     let mut bins = [0; STEP];
     for (bin, value) in bins.iter_mut().zip(values) {

@@ -518,7 +518,7 @@ impl Score for Script {
                 &norms[i],
                 delta,
                 #[inline(always)]
-                |norm, delta| half(norm, delta),
+                |norm: f64, delta: f64| if delta == 0.0 { 0.0 } else { norm.copysign(delta) },
             );
             let terms = if self.inter == Inter::Raw { delta } else { &scores[i] };
             total = lanes::each(

@@ -116,7 +116,7 @@ impl Regression {
                 row.zip(weights.row(k)).for_each(|(sum, weight)| *sum += share * weight);
             }
         }
-        gram.solve_positive(sum)
+        gram.solve_positive(&sum)
     }
 
     fn reduced(&self, tensor: usize, side: usize, values: &[f32]) -> Matrix {

@@ -104,12 +104,7 @@ fn threshold(selector: &Selector, pass: &Pass<'_>, tensor: usize, varying: f64, 
     }
     let found = selector.select(pass, Some(tensor), &[vec![(pass.elements()[tensor] - kept) as u64]], |inputs, rows| {
         if let [row] = rows {
-            lanes::map(
-                inputs,
-                row,
-                #[inline(always)]
-                |chunk| variance(chunk),
-            );
+            lanes::map(inputs, row, variance);
         }
     });
     f64::from(found[0][0])
@@ -127,8 +122,8 @@ fn variance(chunk: &Chunk<'_>) -> Lanes {
             mean[l] += delta[l];
         }
     }
-    for l in 0..LANES {
-        mean[l] /= count;
+    for mean in &mut mean {
+        *mean /= count;
     }
     for model in 0..chunk.models() {
         let delta = chunk.delta(model);

@@ -306,8 +306,9 @@ fn bounds(selector: &Selector, pass: &Pass<'_>, tensor: usize, wanted: &[Option<
     };
     let searched: Vec<_> = wanted.iter().map(needed).collect();
     let found = selector.select(pass, Some(tensor), &searched, order::magnitudes);
-    let bounds = |((wanted, searched), found): ((&Option<(u64, u64)>, &Vec<u64>), &Vec<f32>)| {
-        let Some((low, high)) = wanted else {
+    let bounds = |model: usize| {
+        let (searched, found) = (&searched[model], &found[model]);
+        let Some((low, high)) = &wanted[model] else {
             return [f64::INFINITY, f64::NEG_INFINITY];
         };
         let of = |rank: &u64, bound: f64| {
@@ -315,7 +316,7 @@ fn bounds(selector: &Selector, pass: &Pass<'_>, tensor: usize, wanted: &[Option<
         };
         [if *low == 0 { 0.0 } else { of(low, 0.0) }, if *high == last { f64::INFINITY } else { of(high, f64::INFINITY) }]
     };
-    wanted.iter().zip(&searched).zip(&found).flat_map(bounds).collect()
+    (0..wanted.len()).flat_map(bounds).collect()
 }
 
 impl Sparsify for Band {
