@@ -115,8 +115,11 @@ impl Row {
     /// Names the row, the field and the nearest one that is there.
     pub fn need(&self, column: &str) -> Result<&Value, DataError> {
         self.get(column).ok_or_else(|| {
-            let known = self.fields.keys().map(String::as_str);
-            self.error(format!("field {} is missing", suggest::unknown(column, known)))
+            let hint = match suggest::nearest(column, self.fields.keys().map(String::as_str)) {
+                Some(near) => format!(" (did you mean {near:?}?)"),
+                None => String::new(),
+            };
+            self.error(format!("field {column:?} is missing{hint}"))
         })
     }
 
@@ -282,7 +285,7 @@ mod tests {
             ("[1]", "line 3: not a JSON object"),
             ("{\"text\":\"a\",\"label\":\"goood\"}", "did you mean \"good\""),
             ("{\"text\":\"a\",\"label\":2}", "label 2 is not one of the 2"),
-            ("{\"texts\":\"a\", \"label\":0}", "field \"text\" (did you mean \"texts\"?) is missing"),
+            ("{\"texts\":\"a\", \"label\":0}", "field \"text\" is missing (did you mean \"texts\"?)"),
             ("{\"text\":\"a\"}", "\"label\""),
             ("{\"text\":1,\"label\":0}", "\"text\" is not a text"),
         ] {
