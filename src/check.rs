@@ -12,7 +12,7 @@ use evolver_oneshot::{
 };
 use serde_json::json;
 
-use crate::{cli, fail::refuse};
+use crate::{cli, fail::refuse, run};
 
 pub(crate) fn check(options: &cli::Check) -> anyhow::Result<()> {
     let began = Instant::now();
@@ -25,8 +25,9 @@ pub(crate) fn check(options: &cli::Check) -> anyhow::Result<()> {
         return report(options, &plan, &costs, read.as_secs_f64());
     }
     let definition = definition::load(&options.config, &[]).map_err(refuse)?;
-    let resolved = definition::preflight(definition).map_err(refuse)?;
+    let resolved = definition::preflight(run::complete(definition)?).map_err(refuse)?;
     setup::search(&resolved).map_err(refuse)?;
+    run::fits(&resolved)?;
     let definition = &resolved.definition;
     let seconds = began.elapsed().as_secs_f64();
     let mut out = std::io::stdout().lock();

@@ -42,6 +42,8 @@ pub(crate) enum Command {
     Diff(Diff),
     /// List the merge methods with their parameters.
     Methods(Methods),
+    /// List the evaluators with their metrics and parameters, and the architectures that run in this program.
+    Evaluators(Evaluators),
     /// Score a checkpoint on a search's tasks.
     Evaluate(Evaluate),
     /// Show where a search is and what it found.
@@ -312,6 +314,12 @@ pub(crate) struct Methods {
     pub(crate) name: Option<String>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Evaluators {
+    /// Name of one evaluator; by default all.
+    pub(crate) name: Option<String>,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum SplitName {
     /// The items that the search selects on.
@@ -329,6 +337,12 @@ pub(crate) struct Evaluate {
     /// Items to score on.
     #[arg(long, value_enum, default_value = "dev")]
     pub(crate) split: SplitName,
+    /// Another checkpoint or adapter, compared on the same items.
+    #[arg(long, value_name = "CHECKPOINT")]
+    pub(crate) with: Option<PathBuf>,
+    /// File to write with every item's credit, as JSON lines.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) items: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

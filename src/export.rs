@@ -167,7 +167,10 @@ pub(crate) fn digest(out: &Path) -> anyhow::Result<Digest> {
 /// The base's config with the task's labels.
 fn config(base: &Checkpoint, task: Option<&ResolvedTask>) -> serde_json::Value {
     let mut config = base.config().unwrap_or_default();
-    if let (Some(table), Some(task)) = (config.as_object_mut(), task) {
+    let mut classes = config["architectures"].as_array().into_iter().flatten().filter_map(serde_json::Value::as_str);
+    // A language model has no labels, even where its answers are some.
+    let classifies = config["id2label"].is_object() || classes.any(|class| class.ends_with("Classification"));
+    if let (Some(table), Some(task)) = (config.as_object_mut(), task.filter(|_| classifies)) {
         let labels = || task.labels.iter().enumerate();
         table.insert(
             "id2label".into(),

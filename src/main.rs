@@ -7,6 +7,7 @@ mod check;
 mod cli;
 mod diff;
 mod evaluate;
+mod evaluators;
 mod export;
 mod fail;
 mod interrupt;
@@ -58,6 +59,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Check(options) => check::check(&options),
         Command::Diff(options) => diff::diff(&options),
         Command::Methods(options) => methods::methods(&options),
+        Command::Evaluators(options) => evaluators::evaluators(&options),
         Command::Evaluate(options) => evaluate::evaluate(&options),
         Command::Show(options) => show::show(&options),
         Command::Export(options) => export::export(&options),

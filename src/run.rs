@@ -9,7 +9,7 @@ use std::{
 };
 
 use evolver_common::{
-    checkpoint::DigestCache,
+    checkpoint::{Checkpoint, DigestCache},
     definition::{self, Resolved},
 };
 use evolver_coordinator::{
@@ -18,6 +18,7 @@ use evolver_coordinator::{
     service::{self, Coordinator, Options, ServeError, StartError},
     setup,
 };
+use evolver_worker::evaluate;
 use tokio::{net::TcpListener, sync::oneshot};
 
 use crate::{cli, export, fail::refuse, progress::Progress, show, table, worker::stop_signal};
@@ -33,7 +34,7 @@ pub(crate) fn run(options: &cli::Run) -> anyhow::Result<()> {
     let path = &options.definition.search;
     let definition = definition::load(path, &options.definition.overrides).map_err(refuse)?;
     let Some(dir) = options.dir.as_deref().filter(|_| !options.print_config) else {
-        write!(std::io::stdout(), "{}", definition::print(&definition))?;
+        write!(std::io::stdout(), "{}", definition::print(&complete(definition)?))?;
         return Ok(());
     };
     let resolved = resolve(definition, dir)?;
@@ -68,12 +69,31 @@ impl Serving {
 
 /// Binds a definition to the world and checks everything that can be checked before anything runs.
 pub(crate) fn resolve(definition: definition::Definition, dir: &Path) -> anyhow::Result<Resolved> {
+    let definition = complete(definition)?;
     // A folder that does not exist yet is made by the journal; bad input must leave nothing behind.
     let cache = if dir.exists() { DigestCache::open(&dir.join("cache")) } else { DigestCache::in_memory() };
     let resolved = definition::resolve(definition, &cache).map_err(refuse)?;
     let setup = setup::search(&resolved).map_err(refuse)?;
     evolver_coordinator::search::Search::new(setup).map_err(refuse)?;
+    fits(&resolved)?;
     Ok(resolved)
+}
+
+/// A definition with what its evaluators leave to their defaults.
+pub(crate) fn complete(mut definition: definition::Definition) -> anyhow::Result<definition::Definition> {
+    evaluate::complete(&mut definition).map_err(|problems| refuse(problems.join("\n")))?;
+    Ok(definition)
+}
+
+/// What the evaluators refuse is told before anything runs, and what the data of both splits share.
+pub(crate) fn fits(resolved: &Resolved) -> anyhow::Result<()> {
+    let base = Checkpoint::open(&resolved.base.path).map_err(refuse)?;
+    let shared = evaluate::Setup::new(base.folder().to_owned(), base.config().map_err(refuse)?, 1);
+    evaluate::Evaluators::open(resolved, shared).map_err(refuse)?;
+    for leak in definition::leaks(resolved).map_err(refuse)? {
+        eprintln!("warning: {leak}");
+    }
+    Ok(())
 }
 
 /// Runs a search to its end. `local` is the number of local workers, with a default if it holds none; `None` starts none.

@@ -77,7 +77,12 @@ pub(crate) fn best_digest(replay: &Replay, dir: &Path) -> Option<Value> {
     (best["id"] == json!(replay.search.best()?.id)).then(|| best["digest"].clone())
 }
 
-/// The rows as a table for people: accuracy and macro-F1 of each task, dev / test, in percent.
+/// A classifier's two metrics, whichever the search maximises; of other tasks that one.
+fn shown(metric: &str) -> Vec<&str> {
+    if ["accuracy", "macro_f1"].contains(&metric) { vec!["accuracy", "macro_f1"] } else { vec![metric] }
+}
+
+/// The rows as a table for people: the metrics of each task, dev / test, in percent.
 pub(crate) fn text(replay: &Replay) -> String {
     let rows = rows(replay);
     let rows: Vec<&Value> = rows.as_array().into_iter().flatten().collect();
@@ -94,20 +99,22 @@ pub(crate) fn text(replay: &Replay) -> String {
         let (spent, seconds) = (&row["dev_items_spent"], row["seconds"].as_f64().unwrap_or(0.0));
         writeln!(out, "{name:<17} {kind:<7} {dev:>19} {test:>19} {spent:>10} {seconds:>8.1}").ok();
     }
-    writeln!(out, "\nAccuracy and macro-F1 of each task, dev / test:\n").ok();
+    writeln!(out, "\nMetrics of each task, dev / test:\n").ok();
     write!(out, "{:<17}", "model").ok();
-    for task in &tasks {
-        write!(out, " {:>26}", format!("{task}: accuracy, F1")).ok();
+    let objective = &replay.search.setup().objective;
+    let metrics: Vec<Vec<&str>> = objective.tasks.iter().map(|task| shown(&task.metric)).collect();
+    for (task, metrics) in tasks.iter().zip(&metrics) {
+        write!(out, " {:>26}", format!("{task}: {}", metrics.join(", "))).ok();
     }
     out.push('\n');
     for row in &rows {
         write!(out, "{:<17}", row["name"].as_str().unwrap_or("")).ok();
-        for task in &tasks {
-            let metric = |metric: &str| {
-                let of = |split: &str| percent(&row["per_task"][task][split]["metrics"][metric]);
+        for (task, metrics) in tasks.iter().zip(&metrics) {
+            let metric = |metric: &&str| {
+                let of = |split: &str| percent(&row["per_task"][task][split]["metrics"][*metric]);
                 format!("{}/{}", of("dev"), of("test"))
             };
-            write!(out, " {:>26}", format!("{}  {}", metric("accuracy"), metric("macro_f1"))).ok();
+            write!(out, " {:>26}", metrics.iter().map(metric).collect::<Vec<_>>().join("  ")).ok();
         }
         out.push('\n');
     }

@@ -7,15 +7,13 @@ mod quickstart;
 
 use std::{collections::BTreeSet, ops::ControlFlow, process::Command, sync::Arc};
 
-use evolver_common::{checkpoint::Checkpoint, data::Item, score::Split};
+use evolver_common::{checkpoint::Checkpoint, data::Row, score::Split};
 use evolver_worker::{
-    evaluate::{
-        Candidate, Evaluator as _, Setup, TaskInput,
-        classification::{Classification, label},
-    },
+    evaluate::{Candidate, Classification, Evaluator as _, Setup, Subject, TaskInput},
     models::ModelWeights,
 };
 use serde::Deserialize;
+use serde_json::json;
 
 #[derive(Deserialize)]
 struct Group {
@@ -36,36 +34,53 @@ fn golden() -> Vec<Group> {
     serde_json::from_str(include_str!("golden/logits.json")).unwrap()
 }
 
-/// The evaluator with a task per group, and the model that the golden values are of.
-fn open(groups: &[Group], batch_tokens: usize) -> (Classification, Arc<Checkpoint>) {
+/// What the evaluators share, an evaluator for each group, and the model that the golden values are of.
+fn open(groups: &[Group], batch_tokens: usize) -> (Setup, Vec<Classification>, Arc<Checkpoint>) {
     let model = Arc::new(Checkpoint::open(&quickstart::folder().join("experts/products")).unwrap());
-    let setup = Setup { folder: model.folder().to_owned(), config: model.config().unwrap(), batch_tokens };
-    let task = |group: &Group| TaskInput {
-        name: format!("{} tokens", group.max_length),
-        labels: 3,
-        max_length: group.max_length,
-        dev: group.items.iter().map(|item| Item { text: item.text.clone(), pair: item.pair.clone(), label: 0 }).collect(),
-        test: Vec::new(),
+    let setup = Setup::new(model.folder().to_owned(), model.config().unwrap(), batch_tokens);
+    let row = |(number, item): (usize, &Golden)| {
+        Row::new(number, json!({ "text": item.text, "pair": item.pair, "label": 0 }).as_object().unwrap().clone())
     };
-    (Classification::open(&setup, groups.iter().map(task).collect()).unwrap(), model)
+    let open = |group: &Group| {
+        let task = json!({
+            "name": format!("{} tokens", group.max_length), "dev": "memory", "max_length": group.max_length,
+            "text_pair": "pair",
+        });
+        let input = TaskInput {
+            task: serde_json::from_value(task).unwrap(),
+            labels: ["a", "b", "c"].map(String::from).to_vec(),
+            dev: group.items.iter().enumerate().map(row).collect(),
+            test: Vec::new(),
+        };
+        Classification::open(&setup, &input).unwrap()
+    };
+    let evaluators = groups.iter().map(open).collect();
+    (setup, evaluators, model)
 }
 
 fn candidate(model: &Arc<Checkpoint>) -> Candidate {
     Candidate { shared: ModelWeights::of(model), heads: Vec::new() }
 }
 
-fn go(_: u64, _: u64) -> ControlFlow<()> {
+/// The first of the largest.
+fn label(logits: &[f32]) -> usize {
+    (1..logits.len()).fold(0, |best, label| if logits[label] > logits[best] { label } else { best })
+}
+
+fn go(_: u64) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
 #[test]
 fn tokens_labels_and_logits_are_those_of_transformers() {
     let groups = golden();
-    let (evaluator, model) = open(&groups, 4096);
-    let logits = evaluator.logits(candidate(&model), Split::Dev, &mut go).unwrap();
+    let (setup, evaluators, model) = open(&groups, 4096);
+    let mut subject = Subject::new(&setup, candidate(&model));
     let mut largest = 0.0f32;
-    for (task, (group, logits)) in groups.iter().zip(&logits).enumerate() {
-        for ((item, tokens), logits) in group.items.iter().zip(evaluator.tokens(task, Split::Dev)).zip(logits) {
+    for (group, evaluator) in groups.iter().zip(&evaluators) {
+        let all: Vec<_> = (0..group.items.len()).collect();
+        let logits = evaluator.logits(&mut subject, Split::Dev, &all, &mut go).unwrap();
+        for ((item, tokens), logits) in group.items.iter().zip(evaluator.tokens(Split::Dev)).zip(&logits) {
             let (ids, types): (Vec<_>, String) = tokens.iter().map(|(id, kind)| (*id, kind.to_string())).unzip();
             assert_eq!((&ids, &types), (&item.ids, &item.types), "{:?}", item.text);
             assert_eq!(label(logits), label(&item.logits), "{:?}: {logits:?} and {:?}", item.text, item.logits);
@@ -86,14 +101,20 @@ fn bits() {
     // Every text alone, which is slow, is enough once.
     let alone = (std::env::var("RAYON_NUM_THREADS").as_deref() == Ok("2")).then_some(1);
     for batch_tokens in alone.into_iter().chain([700, 4096, 1 << 20]) {
-        let (mut evaluator, model) = open(&groups, batch_tokens);
-        let logits = evaluator.logits(candidate(&model), Split::Dev, &mut go).unwrap();
-        let scores = evaluator.evaluate(candidate(&model), Split::Dev, &mut go).unwrap();
+        let (setup, mut evaluators, model) = open(&groups, batch_tokens);
+        let mut subject = Subject::new(&setup, candidate(&model));
         let mut hasher = blake3::Hasher::new();
-        for logit in logits.iter().flatten().flatten() {
-            hasher.update(&logit.to_le_bytes());
+        for (group, evaluator) in groups.iter().zip(&mut evaluators) {
+            let all: Vec<_> = (0..group.items.len()).collect();
+            for logit in evaluator.logits(&mut subject, Split::Dev, &all, &mut go).unwrap().iter().flatten() {
+                hasher.update(&logit.to_le_bytes());
+            }
+            // A score is made of the same logits: once is enough.
+            if batch_tokens == 4096 {
+                let score = evaluator.evaluate(&mut subject, Split::Dev, &all, &mut go).unwrap();
+                println!("\nscore {}", blake3::hash(serde_json::to_string(&score).unwrap().as_bytes()));
+            }
         }
-        hasher.update(serde_json::to_string(&scores).unwrap().as_bytes());
         println!("\nbits {batch_tokens} {}", hasher.finalize());
     }
 }
@@ -109,11 +130,12 @@ fn neither_threads_nor_batches_change_a_bit() {
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let text = String::from_utf8(output.stdout).unwrap();
-        let lines = text.lines().filter_map(|line| line.strip_prefix("bits "));
-        lines.map(|line| format!("{threads} threads, batches of {line}")).collect::<Vec<_>>()
+        let lines = text.lines().filter(|line| line.starts_with("bits ") || line.starts_with("score "));
+        lines.map(|line| format!("{threads} threads: {line}")).collect::<Vec<_>>()
     };
     let lines: Vec<_> = ["1", "2", "3", "8"].into_iter().flat_map(run).collect();
-    assert_eq!(lines.len(), 13);
+    // 13 runs, and of 4 of them the scores of the 5 groups.
+    assert_eq!(lines.len(), 13 + 4 * 5);
     let digests: BTreeSet<_> = lines.iter().filter_map(|line| line.rsplit_once(' ')).map(|(_, digest)| digest).collect();
-    assert_eq!(digests.len(), 1, "{}", lines.join("\n"));
+    assert_eq!(digests.len(), 1 + 5, "{}", lines.join("\n"));
 }

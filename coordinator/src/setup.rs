@@ -35,7 +35,7 @@ pub fn search(resolved: &Resolved) -> Result<Setup, SetupError> {
         dev_items: task.dev.items,
         test_items: task.test.as_ref().map_or(0, |test| test.items),
     });
-    let weighted = definition.tasks.iter().map(|task| Weighted { metric: task.metric.clone(), weight: task.weight });
+    let weighted = definition.tasks.iter().map(|task| Weighted { metric: task.metric().to_owned(), weight: task.weight });
     Ok(Setup {
         seed: definition.search.seed,
         in_flight: definition.search.in_flight,

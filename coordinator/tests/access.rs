@@ -106,8 +106,14 @@ impl Fortress {
 }
 
 async fn register(client: &mut EvolverClient<Channel>) -> Result<v1::RegisterReply, Status> {
-    let request =
-        v1::RegisterRequest { protocol: PROTOCOL, worker: "w".into(), host: "h".into(), threads: 1, version: "x".into() };
+    let request = v1::RegisterRequest {
+        protocol: PROTOCOL,
+        worker: "w".into(),
+        host: "h".into(),
+        threads: 1,
+        version: "x".into(),
+        ..v1::RegisterRequest::default()
+    };
     client.register(request).await.map(tonic::Response::into_inner)
 }
 
@@ -286,8 +292,14 @@ async fn malformed_oversized_and_endless_input_is_answered_or_cut_and_the_servic
     let mut client = fortress.client(Some(&good));
     let names = ["../../etc/passwd\0", "a\nb", "\u{1b}[2J", ""];
     for worker in names {
-        let request =
-            v1::RegisterRequest { protocol: PROTOCOL, worker: worker.into(), host: "h".into(), threads: 1, version: "x".into() };
+        let request = v1::RegisterRequest {
+            protocol: PROTOCOL,
+            worker: worker.into(),
+            host: "h".into(),
+            threads: 1,
+            version: "x".into(),
+            ..v1::RegisterRequest::default()
+        };
         let answer = client.register(request).await;
         // A certificate's holder has its own name before it: only what a name may never hold is refused.
         assert_eq!(answer.is_err(), worker.chars().any(char::is_control), "{worker:?}");
@@ -298,6 +310,7 @@ async fn malformed_oversized_and_endless_input_is_answered_or_cut_and_the_servic
         host: "h".into(),
         threads: 1,
         version: "x".into(),
+        ..v1::RegisterRequest::default()
     };
     assert_eq!(client.register(large).await.unwrap_err().code(), Code::OutOfRange);
     fortress.await_audit(&["Register", "refused"]).await;

@@ -25,14 +25,14 @@ pub fn scores_to_wire(scores: &Scores) -> v1::Scores {
     v1::Scores { tasks: scores.tasks.iter().map(task).collect() }
 }
 
-/// Scores of a message: every metric finite and not negative, every credit in [0, 1].
+/// Scores of a message: every metric finite, every credit in [0, 1].
 ///
 /// # Errors
 /// Names the task and the value.
 pub fn scores_from_wire(scores: v1::Scores) -> Result<Scores, WireError> {
     let tasks = scores.tasks.into_iter().map(|task| {
-        if let Some((metric, value)) = task.metrics.iter().find(|(_, value)| !(0.0..=1.0).contains(*value)) {
-            return Err(WireError(format!("task {}: {metric} is {value}, outside 0 to 1", task.task)));
+        if let Some((metric, value)) = task.metrics.iter().find(|(_, value)| !value.is_finite()) {
+            return Err(WireError(format!("task {}: {metric} is {value}", task.task)));
         }
         if let Some(item) = task.credits.iter().position(|credit| !(0.0..=1.0).contains(credit)) {
             return Err(WireError(format!(

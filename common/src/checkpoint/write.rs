@@ -33,6 +33,8 @@ pub const TOKENIZER_FILES: [&str; 11] = [
     "chat_template.jinja",
     "chat_template.json",
 ];
+/// Further files that are copied with a model as they are.
+const OTHER_FILES: [&str; 3] = ["generation_config.json", "preprocessor_config.json", "processor_config.json"];
 
 /// Elements that are rounded and written at a time: what a thread's buffer holds.
 const WRITE_ELEMENTS: usize = 1 << 16;
@@ -154,7 +156,7 @@ impl FolderWriter {
     /// # Errors
     /// If the system refuses.
     pub fn copy_side_files(&self, model: &Path) -> Result<(), WriteError> {
-        for name in TOKENIZER_FILES.into_iter().chain(["generation_config.json"]) {
+        for name in TOKENIZER_FILES.into_iter().chain(OTHER_FILES) {
             if let Ok(content) = fs::read(model.join(name)) {
                 self.write(name, &content)?;
             }

@@ -192,7 +192,7 @@ mod tests {
             load_text(SMALL, &["stop.offspring=7", "tasks.0.metric=macro_f1", "search.scale=0.25", "models.frozen=[\"x.*\"]"])
                 .unwrap();
         assert_eq!(definition.stop.offspring, Some(7));
-        assert_eq!(definition.tasks[0].metric, "macro_f1");
+        assert_eq!(definition.tasks[0].metric(), "macro_f1");
         assert_eq!(definition.search.parameters["scale"], 0.25);
         assert_eq!(definition.models.frozen, ["x.*"]);
         assert!(load_text(SMALL, &["stop.offspring"]).unwrap_err().contains("key=value"));
@@ -201,9 +201,9 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_refused_with_the_nearest_one() {
-        let error = load_text(&format!("{SMALL}\nmax_lenght = 3"), &[]).unwrap_err();
-        assert!(error.contains("\"max_lenght\" (did you mean \"max_length\"?)"), "{error}");
-        assert!(error.contains("in tasks[0]"), "{error}");
+        let error = load_text(&format!("{SMALL}\n[fleet]\nlease_secnods = 3"), &[]).unwrap_err();
+        assert!(error.contains("\"lease_secnods\" (did you mean \"lease_seconds\"?)"), "{error}");
+        assert!(error.contains("in fleet"), "{error}");
         let error = load_text(&format!("{SMALL}\n[stopp]\noffspring = 3"), &[]).unwrap_err();
         assert!(error.contains("did you mean \"stop\""), "{error}");
         assert!(error.contains("at the top level"), "{error}");

@@ -16,5 +16,5 @@ pub use self::{
     load::{LoadError, load, parse},
     model::{Acceptance, Definition, Evaluator, Expert, Fleet, MergeEntry, Models, Role, SearchSettings, Stop, Task},
     reference::print,
-    resolve::{Data, ResolveError, Resolved, ResolvedTask, Source, preflight, resolve},
+    resolve::{Data, ResolveError, Resolved, ResolvedTask, Source, leaks, preflight, resolve},
 };

@@ -68,7 +68,6 @@ pub struct Expert {
 
 /// One task with its labelled data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Task {
     /// Unique name.
     pub name: String,
@@ -92,9 +91,9 @@ pub struct Task {
     /// The labels, in the order of the model's outputs; empty: the base's `id2label`.
     #[serde(default)]
     pub labels: Vec<String>,
-    /// Metric that the search maximises: `accuracy` or `macro_f1`.
-    #[serde(default = "default::metric")]
-    pub metric: String,
+    /// Metric that the search maximises; none: the evaluator's first.
+    #[serde(default)]
+    pub metric: Option<String>,
     /// Weight in the objective, above 0.
     #[serde(default = "default::one")]
     pub weight: f64,
@@ -110,6 +109,23 @@ pub struct Task {
     /// Test items used, 0 for all.
     #[serde(default)]
     pub test_items: usize,
+    /// The evaluator's own keys.
+    #[serde(flatten)]
+    pub parameters: Map<String, serde_json::Value>,
+}
+
+impl Task {
+    /// The metric that the search maximises.
+    #[must_use]
+    pub fn metric(&self) -> &str {
+        self.metric.as_deref().unwrap_or("accuracy")
+    }
+
+    /// The columns that an item is known by.
+    #[must_use]
+    pub fn key_columns(&self) -> Vec<&str> {
+        std::iter::once(self.text.as_str()).chain(self.text_pair.as_deref()).collect()
+    }
 }
 
 /// What a merge of the experts is for.
@@ -148,7 +164,7 @@ pub struct MergeEntry {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Evaluator {
-    /// Tokens in one batch, at most.
+    /// Tokens in one batch, at most; fewer where memory is short.
     pub batch_tokens: usize,
     /// Seconds without progress after which a scoring is given up as hung.
     pub hang_seconds: f64,
@@ -272,9 +288,6 @@ mod default {
     }
     pub(super) fn label() -> String {
         "label".into()
-    }
-    pub(super) fn metric() -> String {
-        "accuracy".into()
     }
     pub(super) fn one() -> f64 {
         1.0

@@ -249,10 +249,18 @@ impl Engine {
     /// # Errors
     /// See [`BuildError`].
     pub fn stream(&self, recipe: &Recipe, sink: &dyn Sink) -> Result<(), BuildError> {
+        self.stream_with(recipe, sink, &[])
+    }
+
+    /// As [`Engine::stream`]; each tee also gets the values of one node inside the recipe.
+    ///
+    /// # Errors
+    /// See [`BuildError`].
+    pub fn stream_with(&self, recipe: &Recipe, sink: &dyn Sink, tees: &[(Recipe, &dyn Sink)]) -> Result<(), BuildError> {
         let (program, root) = self.compile(recipe)?;
         let jobs = program.jobs(self, |_| 1);
         let blocks = jobs.iter().map(|job| (job, None)).collect();
-        self.run((&program, root), &[], blocks, Some(sink))
+        self.run((&program, root), tees, blocks, Some(sink))
     }
 
     /// Whether a recipe is built a whole tensor at a time, so that its buffers are as large as the largest tensor.

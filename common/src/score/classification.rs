@@ -19,9 +19,9 @@ pub fn classification(task: &str, truth: &[usize], predicted: &[usize], labels: 
     #[expect(clippy::cast_precision_loss, reason = "a count of items")]
     let items = truth.len() as f64;
     let accuracy = credits.iter().map(|&credit| f64::from(credit)).sum::<f64>() / items;
-    let f1_of = |index: &mut dyn Iterator<Item = usize>| {
+    let f1_of = |index: &[usize]| {
         let mut table = vec![[0u64; 3]; labels];
-        for item in index {
+        for &item in index {
             let (truth, predicted) = (truth[item], predicted[item]);
             table[truth][1] += 1;
             table[predicted][2] += 1;
@@ -31,24 +31,30 @@ pub fn classification(task: &str, truth: &[usize], predicted: &[usize], labels: 
         }
         macro_f1(&table)
     };
-    let stream = Stream::new(BOOTSTRAP_SEED, task);
-    let count = truth.len() as u64;
-    let resampled: Vec<f64> = (0..RESAMPLES)
-        .map(|round| {
-            let mut draws = (0..count).map(|item| {
-                let draw = u64::from(stream.element(round * count + item));
-                usize::try_from((draw * count) >> 32).unwrap_or(0)
-            });
-            f1_of(&mut draws)
-        })
-        .collect();
     let metrics = BTreeMap::from([
         ("accuracy".to_owned(), accuracy),
         ("accuracy_stderr".to_owned(), (accuracy * (1.0 - accuracy) / items).sqrt()),
-        ("macro_f1".to_owned(), f1_of(&mut (0..truth.len()))),
-        ("macro_f1_stderr".to_owned(), deviation(&resampled)),
+        ("macro_f1".to_owned(), f1_of(&(0..truth.len()).collect::<Vec<_>>())),
+        ("macro_f1_stderr".to_owned(), bootstrap_error(task, truth.len(), &f1_of)),
     ]);
     TaskScore { task: task.to_owned(), metrics, credits }
+}
+
+/// The standard error of a statistic over items, by a bootstrap whose draws depend on `name` and the number of items alone.
+#[must_use]
+pub fn bootstrap_error(name: &str, items: usize, statistic: &dyn Fn(&[usize]) -> f64) -> f64 {
+    let stream = Stream::new(BOOTSTRAP_SEED, name);
+    let count = items as u64;
+    let resampled: Vec<f64> = (0..RESAMPLES)
+        .map(|round| {
+            let draws = (0..count).map(|item| {
+                let draw = u64::from(stream.element(round * count + item));
+                usize::try_from((draw * count) >> 32).unwrap_or(0)
+            });
+            statistic(&draws.collect::<Vec<_>>())
+        })
+        .collect();
+    deviation(&resampled)
 }
 
 /// Mean F1 over the labels that occur; each row holds hits, true and predicted counts.

@@ -64,6 +64,19 @@ impl Objective {
     /// 0 where they do not differ.
     #[must_use]
     pub fn paired_z(&self, child: &Scores, parent: &Scores) -> f64 {
+        let (difference, error) = self.paired(child, parent);
+        if difference == 0.0 { 0.0 } else { difference / error }
+    }
+
+    /// The weighted mean difference of two models' credits on the same items, with its 95 % interval.
+    #[must_use]
+    pub fn difference(&self, child: &Scores, parent: &Scores) -> Interval {
+        let (mean, error) = self.paired(child, parent);
+        Interval { mean, low: mean - Z95 * error, high: mean + Z95 * error }
+    }
+
+    /// The weighted mean difference of credits and its standard error.
+    fn paired(&self, child: &Scores, parent: &Scores) -> (f64, f64) {
         let (mut difference, mut variance) = (0.0, 0.0);
         for ((weight, _, child), (_, _, parent)) in self.parts(child).zip(self.parts(parent)) {
             #[expect(clippy::cast_precision_loss, reason = "a count of items")]
@@ -74,7 +87,7 @@ impl Objective {
             difference += weight * mean;
             variance += weight * weight * squares / (items * (items - 1.0).max(1.0));
         }
-        if difference == 0.0 { 0.0 } else { difference / variance.sqrt() }
+        (difference, variance.sqrt())
     }
 }
 
@@ -99,6 +112,8 @@ mod tests {
         assert!((z - 0.25 / (1.5 / (8.0 * 7.0f64)).sqrt()).abs() < 1e-12, "{z}");
         assert_eq!(objective().paired_z(&bad, &good), -z);
         assert_eq!(objective().paired_z(&good, &good), 0.0);
+        let difference = objective().difference(&good, &bad);
+        assert!((difference.mean - 0.25).abs() < 1e-12 && (difference.high - difference.mean - Z95 * 0.25 / z).abs() < 1e-12);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    classification::classification,
+    classification::{bootstrap_error, classification},
     compare::{Interval, Objective, Weighted},
 };
 
@@ -20,7 +20,8 @@ pub use self::{
 pub struct TaskScore {
     /// The task's name in the definition.
     pub task: String,
-    /// Metric name to value: `accuracy` and `macro_f1` in [0, 1], and `<metric>_stderr`, the standard error over the items.
+    /// Metric name to value, and `<metric>_stderr`, the standard error over the items. A metric that a search maximises lies in [0, 1]; others, such as
+    /// a perplexity, are shown only.
     pub metrics: BTreeMap<String, f64>,
     /// Credit of every item in the data's order, each in [0, 1] (1: right, 0: wrong).
     pub credits: Vec<f32>,

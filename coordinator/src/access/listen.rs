@@ -139,7 +139,7 @@ pub(crate) fn incoming(
                 let accepted = tokio::time::timeout(HANDSHAKE_TIMEOUT, accepting).await;
                 drop(handshake);
                 let refused = |what: &dyn ToString| {
-                    audit.note("", &address.to_string(), "handshake", &format!("refused: {}", what.to_string()))
+                    audit.note("", &address.to_string(), "handshake", &format!("refused: {}", what.to_string()));
                 };
                 let stream = match accepted {
                     Ok(Ok(stream)) => stream,

@@ -300,11 +300,28 @@ impl<L: Log> Core<L> {
                 )));
             }
         }
+        // Every spec is scored on all tasks: a worker that lacks one's evaluator can run none.
+        let mut tasks = self.replay.resolved.definition.tasks.iter().filter(|_| !request.evaluators.is_empty());
+        if let Some(task) = tasks.find(|task| !request.evaluators.contains(&task.evaluator)) {
+            return Err(Status::failed_precondition(format!(
+                "task {} is scored by the evaluator {}, and this worker has {}",
+                task.name,
+                task.evaluator,
+                request.evaluators.join(", ")
+            )));
+        }
         if !self.fleet.knows(&request.worker) && self.fleet.workers().count() >= WORKERS_MAX {
             return Err(busy(&format!("{WORKERS_MAX} workers are here, and no more can be"), FULL_PAUSE));
         }
         self.fleet.register(&request.worker, &request.host, self.now());
-        tracing::info!(worker = request.worker, host = request.host, "worker registered");
+        tracing::info!(
+            worker = request.worker,
+            host = request.host,
+            threads = request.threads,
+            device = request.device,
+            memory_bytes = request.memory_bytes,
+            "worker registered"
+        );
         let fleet = &self.replay.resolved.definition.fleet;
         let milliseconds = |seconds: f64| u32::try_from(duration(seconds).as_millis()).unwrap_or(u32::MAX);
         Ok(v1::RegisterReply {

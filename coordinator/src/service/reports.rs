@@ -136,8 +136,12 @@ impl<L: Log> Core<L> {
                     score.task
                 ));
             }
-            if items > 0 && !score.metrics.contains_key(&weighted.metric) {
-                return Err(format!("task {}: the metric {} is missing", task.name, weighted.metric));
+            match score.metrics.get(&weighted.metric) {
+                None if items > 0 => return Err(format!("task {}: the metric {} is missing", task.name, weighted.metric)),
+                Some(value) if !(0.0..=1.0).contains(value) => {
+                    return Err(format!("task {}: {} is {value}, outside 0 to 1", task.name, weighted.metric));
+                }
+                _ => {}
             }
             #[expect(clippy::cast_precision_loss, reason = "a count of items")]
             let mean = score.credits.iter().map(|&credit| f64::from(credit)).sum::<f64>() / items as f64;

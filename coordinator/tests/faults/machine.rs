@@ -151,6 +151,7 @@ impl World {
                 host: "h".into(),
                 threads: 1,
                 version: "sim".into(),
+                ..v1::RegisterRequest::default()
             }),
             Asking::Lease(held) => {
                 Request::Lease(v1::LeaseRequest { worker, epoch: machine.epoch, wait_ms: 10_000, held: held.clone() })

@@ -146,8 +146,14 @@ impl Worker {
 
     /// Registers, speaking this protocol.
     pub async fn register(&mut self, protocol: u32) -> Result<v1::RegisterReply, Status> {
-        let request =
-            v1::RegisterRequest { protocol, worker: self.name.clone(), host: "here".into(), threads: 1, version: "test".into() };
+        let request = v1::RegisterRequest {
+            protocol,
+            worker: self.name.clone(),
+            host: "here".into(),
+            threads: 1,
+            version: "test".into(),
+            ..v1::RegisterRequest::default()
+        };
         self.client.register(request).await.map(tonic::Response::into_inner)
     }
 

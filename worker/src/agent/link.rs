@@ -7,7 +7,10 @@ use evolver_proto::{PROTOCOL, v1};
 use tonic::{Code, Request, Response, Status};
 
 use super::{AgentError, AgentOptions, pause::Pause};
-use crate::connect::Client;
+use crate::{
+    connect::Client,
+    evaluate::{self, EVALUATORS},
+};
 
 /// Longest that a call may take beyond what it was asked to wait.
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -95,6 +98,9 @@ impl Link {
             host: self.options.host.clone(),
             threads: u32::try_from(self.options.threads).unwrap_or(u32::MAX),
             version: env!("CARGO_PKG_VERSION").into(),
+            evaluators: EVALUATORS.iter().map(|known| known.name.to_owned()).collect(),
+            device: evaluate::device_name().into(),
+            memory_bytes: evaluate::available_memory().unwrap_or(0),
         };
         let mut pause = Pause::new(self.options.patience);
         loop {

@@ -37,6 +37,8 @@ use crate::{
 
 /// How long a lease request waits at the coordinator.
 const LEASE_WAIT: Duration = Duration::from_secs(10);
+/// Tokens of a batch that a killed child's successor has at least.
+const BATCH_TOKENS_MIN: usize = 64;
 /// A child gets this long to open its checkpoints.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(600);
 /// A leaving worker gets this long to hand in what is finished; what it holds is released after it.
@@ -253,6 +255,14 @@ impl Agent {
         Ok(())
     }
 
+    /// What kills a child from outside is mostly the kernel, short of memory: the next one takes half of it for its batches, which no outcome shows.
+    fn smaller_batches(&mut self) {
+        if let ToChild::Setup { resolved, .. } = &mut self.setup {
+            let tokens = &mut resolved.definition.evaluator.batch_tokens;
+            *tokens = (*tokens / 2).max(BATCH_TOKENS_MIN).min(*tokens);
+        }
+    }
+
     /// One attempt. A token that no longer holds is asked for again: a coordinator that started anew knows nothing of the old one, and the work is
     /// the same.
     async fn attempt(&mut self, assignment: &v1::Assignment, work: Digest, link: &mut Link) -> Result<Ended, AgentError> {
@@ -285,6 +295,9 @@ impl Agent {
                 Event::Message(FromChild::Ready) => {}
                 Event::Ended(class, message) => {
                     self.child = None;
+                    if class == FailureClass::Killed {
+                        self.smaller_batches();
+                    }
                     return told(token, failure(class, &message));
                 }
                 Event::Silent => {}

@@ -13,22 +13,21 @@ use std::{
 };
 
 use evolver_common::{
-    data,
-    definition::{Resolved, ResolvedTask, Task},
+    definition::Resolved,
     recipe::decode,
     score::{Scores, Split},
 };
 
 pub use self::messages::{FailureClass, FromChild, ToChild};
 use crate::{
-    evaluate::{self, EvaluateError, Evaluator, TaskInput},
+    evaluate::{self, EvaluateError, Evaluators, Setup},
     materialize::{MaterializeError, Materializer},
 };
 
 /// Builds and scores the models of one search.
 pub struct Workshop {
     materializer: Materializer,
-    evaluator: Box<dyn Evaluator>,
+    evaluators: Evaluators,
 }
 
 /// Why an attempt has no scores.
@@ -69,25 +68,26 @@ impl Workshop {
     /// If a file is missing or not the one that the search began with.
     pub fn open(resolved: &Resolved, cache: &std::path::Path) -> Result<Self, Failure> {
         let materializer = Materializer::open(resolved, cache)?;
-        let tasks = resolved.definition.tasks.iter().zip(&resolved.tasks).map(|(task, found)| task_input(task, found));
-        let tasks = tasks.collect::<Result<Vec<_>, Failure>>()?;
         let input = |error: &dyn ToString| Failure { class: FailureClass::Input, message: error.to_string() };
-        let setup = evaluate::Setup {
-            folder: materializer.base().folder().to_owned(),
-            config: materializer.base().config().map_err(|error| input(&error))?,
-            batch_tokens: resolved.definition.evaluator.batch_tokens,
-        };
-        let name = resolved.definition.tasks.first().map_or("classification", |task| task.evaluator.as_str());
-        let evaluator = evaluate::open(name, &setup, tasks)?;
-        let of_heads = materializer.task_heads().into_iter().flat_map(|(_, names)| names);
-        if let Some(other) = of_heads.into_iter().find(|name| !evaluator.head().contains(&name.as_str())) {
-            let known = evaluator.head().join(", ");
-            let message = format!(
-                "models.heads names tensor {other:?}, which cannot be a task's own: a head of the evaluator {name} consists of {known}"
-            );
-            return Err(Failure { class: FailureClass::Input, message });
+        let base = materializer.base();
+        // An offspring takes as much memory as the base has bytes; what has no room here is for another machine.
+        let (bytes, free) = (base.bytes(), evaluate::available_memory().unwrap_or(u64::MAX));
+        if free < bytes {
+            return Err(input(&format!("a model has {} MB, and this machine has {} MB of free memory", bytes >> 20, free >> 20)));
         }
-        Ok(Self { materializer, evaluator })
+        let config = base.config().map_err(|error| input(&error))?;
+        let setup = Setup::new(base.folder().to_owned(), config, resolved.definition.evaluator.batch_tokens);
+        let evaluators = Evaluators::open(resolved, setup)?;
+        for ((_, names), (task, head)) in materializer.task_heads().into_iter().zip(evaluators.heads()) {
+            // A program outside may have any head.
+            if let Some(other) = names.into_iter().find(|name| !head.is_empty() && !head.contains(name)) {
+                return Err(input(&format!(
+                    "models.heads names tensor {other:?}, which cannot be a task's own: a head of task {task} consists of {}",
+                    head.join(", ")
+                )));
+            }
+        }
+        Ok(Self { materializer, evaluators })
     }
 
     /// The builder.
@@ -105,29 +105,8 @@ impl Workshop {
         split: Split,
         progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Result<Scores, EvaluateError> {
-        self.evaluator.evaluate(candidate, split, progress)
+        self.evaluators.score(candidate, split, progress)
     }
-}
-
-fn task_input(task: &Task, found: &ResolvedTask) -> Result<TaskInput, Failure> {
-    let read = |path: &std::path::Path, expected, limit| {
-        let failure = |message: String| Failure { class: FailureClass::Input, message };
-        if data::digest(path).map_err(|error| failure(error.to_string()))? != expected {
-            return Err(failure(format!("{} changed since the search began", path.display())));
-        }
-        let items = data::read_items(path, &task.fields(), &found.labels).map_err(|error| failure(error.to_string()))?;
-        Ok(data::limit(items, limit))
-    };
-    Ok(TaskInput {
-        name: task.name.clone(),
-        labels: found.labels.len(),
-        max_length: task.max_length,
-        dev: read(&found.dev.path, found.dev.digest, task.dev_items)?,
-        test: match &found.test {
-            Some(test) => read(&test.path, test.digest, task.test_items)?,
-            None => Vec::new(),
-        },
-    })
 }
 
 /// Serves an agent until its end of the pipe closes.

@@ -1,27 +1,83 @@
 //! Evaluators: from weights to scores.
+//!
+//! - [`parameters`]: an evaluator's own keys, declared once, and checked and completed from the declaration.
+//! - [`subject`]: the model under evaluation: its network, built once, or a folder of it, written once.
+//! - [`columns`], [`tokens`], [`batches`], [`scoring`]: items' fields and templates, tokenizers, batches, metrics with their errors.
+//! - one file for each evaluator; [`outside`] holds those that hand the model to a program of the user's.
 
-pub mod classification;
+mod batches;
+mod choice;
+mod classification;
+mod columns;
+mod generation;
+mod image;
+mod outside;
+mod parameters;
+mod perplexity;
+mod scoring;
+mod subject;
+mod tagging;
+mod texts;
+mod tokens;
 
-use std::{ops::ControlFlow, path::PathBuf};
+use std::{
+    ops::ControlFlow,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 use evolver_common::{
-    data::{DataError, Item},
-    score::{Scores, Split},
+    data::{self, DataError, Row},
+    definition::{Data, Definition, Resolved, Task},
+    score::{Scores, Split, TaskScore},
     suggest,
 };
 use serde_json::Value;
 use thiserror::Error;
 
-use crate::models::{ModelError, ModelWeights};
+pub use self::{
+    classification::Classification,
+    parameters::{Kind as ParameterKind, Parameter},
+    subject::{Candidate, Subject},
+    tokens::TextTokenizer,
+};
+use crate::models::{self, ModelError};
 
-/// Every evaluator by its name in definitions.
-pub const EVALUATORS: &[(&str, Open)] = &[("classification", classification::open)];
+/// An evaluator, as definitions name it and as `evolver evaluators` shows it.
+pub struct Declaration {
+    /// Its name.
+    pub name: &'static str,
+    /// What it does, a sentence.
+    pub summary: &'static str,
+    /// Where its conventions come from.
+    pub source: &'static str,
+    /// Metrics with their meaning; the first is the default. Empty: the program outside names them.
+    pub metrics: &'static [(&'static str, &'static str)],
+    /// Its own keys.
+    pub parameters: &'static [Parameter],
+    open: Open,
+}
 
-/// Prepares an evaluator for its tasks.
-pub type Open = fn(&Setup, Vec<TaskInput>) -> Result<Box<dyn Evaluator>, EvaluateError>;
+type Open = fn(&Setup, TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError>;
+
+/// Every evaluator.
+pub const EVALUATORS: &[&Declaration] = &[
+    &classification::DECLARATION,
+    &tagging::DECLARATION,
+    &perplexity::DECLARATION,
+    &choice::DECLARATION,
+    &generation::DECLARATION,
+    &image::DECLARATION,
+    &outside::command::DECLARATION,
+    &outside::resident::DECLARATION,
+    &outside::lm_eval::DECLARATION,
+    &outside::server::OPENAI,
+    &outside::server::SGLANG,
+    &outside::server::VLLM,
+];
 
 /// What evaluators share.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Setup {
     /// Folder with tokenizer and config.
     pub folder: PathBuf,
@@ -29,21 +85,94 @@ pub struct Setup {
     pub config: Value,
     /// Tokens of one batch, at most.
     pub batch_tokens: usize,
+    tokenizer: OnceLock<Arc<TextTokenizer>>,
+}
+
+impl Setup {
+    /// What evaluators of the model in `folder` share.
+    #[must_use]
+    pub fn new(folder: PathBuf, config: Value, batch_tokens: usize) -> Self {
+        Self { folder, config, batch_tokens, tokenizer: OnceLock::new() }
+    }
+
+    /// The folder's tokenizer, read once.
+    ///
+    /// # Errors
+    /// If it is missing or cannot be used.
+    pub fn tokenizer(&self) -> Result<Arc<TextTokenizer>, EvaluateError> {
+        if let Some(tokenizer) = self.tokenizer.get() {
+            return Ok(Arc::clone(tokenizer));
+        }
+        let tokenizer = Arc::new(TextTokenizer::open(&self.folder)?);
+        Ok(Arc::clone(self.tokenizer.get_or_init(|| tokenizer)))
+    }
+
+    /// The model's architecture, which has to be of this kind.
+    fn architecture(&self, kinds: &[models::Kind], evaluator: &str) -> Result<&'static models::Architecture, EvaluateError> {
+        let found = models::find(&self.config)?;
+        if kinds.contains(&found.kind) {
+            return Ok(found);
+        }
+        let fitting: Vec<_> =
+            models::ARCHITECTURES.iter().filter(|known| kinds.contains(&known.kind)).map(|known| known.model_type).collect();
+        Err(EvaluateError::Unfit(format!(
+            "the evaluator {evaluator} does not run models of type {}: it takes {}",
+            found.model_type,
+            fitting.join(", ")
+        )))
+    }
+}
+
+/// What models are computed on in this program.
+#[must_use]
+pub fn device_name() -> &'static str {
+    if cfg!(feature = "cuda") {
+        "cuda"
+    } else if cfg!(feature = "metal") {
+        "metal"
+    } else {
+        "cpu"
+    }
+}
+
+/// Memory in bytes that can still be had, where the system tells.
+#[must_use]
+pub fn available_memory() -> Option<u64> {
+    batches::available()
 }
 
 /// One task with its items.
 #[derive(Clone, Debug)]
 pub struct TaskInput {
-    /// The task's name.
-    pub name: String,
-    /// Labels, in the order of the model's outputs.
-    pub labels: usize,
-    /// Longest text in tokens.
-    pub max_length: usize,
+    /// What the definition says of it.
+    pub task: Task,
+    /// The labels, in the order of the model's outputs.
+    pub labels: Vec<String>,
     /// Items that the search selects on.
-    pub dev: Vec<Item>,
+    pub dev: Vec<Row>,
     /// The sealed items.
-    pub test: Vec<Item>,
+    pub test: Vec<Row>,
+}
+
+/// Something for each split.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Splits<T> {
+    dev: Vec<T>,
+    test: Vec<T>,
+}
+
+impl<T> Splits<T> {
+    /// Makes each split's from its rows.
+    fn new<E>(input: &TaskInput, make: impl Fn(&[Row]) -> Result<Vec<T>, E>) -> Result<Self, E> {
+        Ok(Self { dev: make(&input.dev)?, test: make(&input.test)? })
+    }
+
+    fn of(&self, split: Split) -> &[T] {
+        match split {
+            Split::Dev => &self.dev,
+            Split::Test => &self.test,
+        }
+    }
 }
 
 /// Why a model has no scores.
@@ -63,6 +192,9 @@ pub enum EvaluateError {
         /// What is wrong with it.
         what: String,
     },
+    /// Model, task and evaluator do not fit each other.
+    #[error("{0}")]
+    Unfit(String),
     /// A NaN or infinity among the outputs.
     #[error("the model's output for item {item} of task {task} is NaN or infinite")]
     NonFinite {
@@ -71,62 +203,159 @@ pub enum EvaluateError {
         /// The item, from 0.
         item: usize,
     },
-    /// Tasks of different label counts share one head.
-    #[error(
-        "task {first} has {labels} labels and task {second} has {others}, and they share one head: \
-         models.heads and a head for each task keep heads apart"
-    )]
-    Labels {
-        /// A task.
-        first: String,
-        /// Its labels.
-        labels: usize,
-        /// Another task.
-        second: String,
-        /// Its labels.
-        others: usize,
-    },
-    /// There is no such evaluator.
-    #[error("unknown evaluator {0}")]
-    Unknown(String),
+    /// The program outside failed; the text tells its end and its last words.
+    #[error("{0}")]
+    Outside(String),
     /// It was told to stop.
     #[error("the scoring was stopped")]
     Stopped,
 }
 
-/// A model's tensors, and what each task has of its own.
-#[derive(Debug)]
-pub struct Candidate {
-    /// Tensors that all tasks share.
-    pub shared: ModelWeights,
-    /// What each task has of its own; empty where all tasks share everything. What a task lacks there it shares.
-    pub heads: Vec<ModelWeights>,
+impl From<candle_core::Error> for EvaluateError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Model(error.into())
+    }
 }
 
-/// Scores models on a fixed set of tasks.
-pub trait Evaluator: Send {
-    /// Names of the tensors that a task may have of its own.
-    fn head(&self) -> &[&str];
+/// Hears of items done, and may end the work.
+pub type Progress<'a> = &'a mut dyn FnMut(u64) -> ControlFlow<()>;
 
-    /// Scores a model on every task, in their order. `progress` hears of items done and items in all, and may end the work.
+/// Scores models on one task.
+pub trait Evaluator: Send {
+    /// Names of the tensors that the task may have of its own.
+    fn head(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Whether the model is wanted as a folder.
+    fn outside(&self) -> bool {
+        false
+    }
+
+    /// Items of a split.
+    fn items(&self, split: Split) -> usize;
+
+    /// Scores a model on the chosen items of a split, in their order.
     ///
     /// # Errors
     /// See [`EvaluateError`].
     fn evaluate(
         &mut self,
+        subject: &mut Subject<'_>,
+        split: Split,
+        chosen: &[usize],
+        progress: Progress<'_>,
+    ) -> Result<TaskScore, EvaluateError>;
+}
+
+/// Fills in what the evaluators of a definition leave to their defaults, and finds what they refuse: a sentence for each problem.
+///
+/// # Errors
+/// Every problem: unknown evaluators, metrics and keys, values out of range.
+pub fn complete(definition: &mut Definition) -> Result<(), Vec<String>> {
+    let mut problems = Vec::new();
+    for task in &mut definition.tasks {
+        let at = format!("tasks.{}", task.name);
+        let Some(declaration) = EVALUATORS.iter().find(|known| known.name == task.evaluator) else {
+            let names = EVALUATORS.iter().map(|known| known.name);
+            problems.push(format!("{at}.evaluator: unknown evaluator {}", suggest::unknown(&task.evaluator, names)));
+            continue;
+        };
+        let metrics = declaration.metrics.iter().map(|(name, _)| *name);
+        match (&task.metric, metrics.clone().next()) {
+            (None, Some(first)) => task.metric = Some(first.to_owned()),
+            (None, None) => {
+                problems.push(format!("{at}.metric is missing: the evaluator {} has none of its own", task.evaluator))
+            }
+            (Some(metric), Some(_)) if !metrics.clone().any(|known| known == metric) => problems.push(format!(
+                "{at}.metric: the evaluator {} has no metric {}",
+                task.evaluator,
+                suggest::unknown(metric, metrics)
+            )),
+            _ => {}
+        }
+        parameters::complete(declaration, &mut task.parameters, &at, &mut problems);
+    }
+    if problems.is_empty() { Ok(()) } else { Err(problems) }
+}
+
+/// The evaluators of a search's tasks, in their order.
+pub struct Evaluators {
+    setup: Setup,
+    tasks: Vec<(String, Box<dyn Evaluator>)>,
+}
+
+impl Evaluators {
+    /// Reads the data and prepares every task, so that what does not fit is found before any model is built.
+    ///
+    /// # Errors
+    /// See [`EvaluateError`]; a sentence names the task.
+    pub fn open(resolved: &Resolved, setup: Setup) -> Result<Self, EvaluateError> {
+        let mut tasks = Vec::new();
+        for (task, found) in resolved.definition.tasks.iter().zip(&resolved.tasks) {
+            let read = |data: &Data, limit| -> Result<Vec<Row>, EvaluateError> {
+                if data::digest(&data.path)? != data.digest {
+                    let what = "it changed since the search began".to_owned();
+                    return Err(DataError::File { path: data.path.clone(), what }.into());
+                }
+                Ok(data::limit(data::read(&data.path)?, limit, &task.key_columns()))
+            };
+            let input = TaskInput {
+                labels: found.labels.clone(),
+                dev: read(&found.dev, task.dev_items)?,
+                test: found.test.as_ref().map_or(Ok(Vec::new()), |test| read(test, task.test_items))?,
+                task: task.clone(),
+            };
+            tasks.push((task.name.clone(), open(&setup, input)?));
+        }
+        Ok(Self { setup, tasks })
+    }
+
+    /// The tensors that each task may have of its own, with the task's name.
+    pub fn heads(&self) -> impl Iterator<Item = (&str, Vec<String>)> {
+        self.tasks.iter().map(|(name, evaluator)| (name.as_str(), evaluator.head()))
+    }
+
+    /// Scores a model on every task. `progress` hears of items done and items in all, and may end the work.
+    ///
+    /// # Errors
+    /// See [`EvaluateError`].
+    pub fn score(
+        &mut self,
         candidate: Candidate,
         split: Split,
         progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
-    ) -> Result<Scores, EvaluateError>;
+    ) -> Result<Scores, EvaluateError> {
+        let total = self.tasks.iter().map(|(_, evaluator)| evaluator.items(split) as u64).sum();
+        let mut subject = Subject::new(&self.setup, candidate);
+        // The network takes the weights; what wants them in a folder comes first.
+        let mut order: Vec<usize> = (0..self.tasks.len()).collect();
+        order.sort_by_key(|&index| !self.tasks[index].1.outside());
+        let mut scores: Vec<Option<TaskScore>> = vec![None; self.tasks.len()];
+        let mut before = 0;
+        for index in order {
+            let (name, evaluator) = &mut self.tasks[index];
+            let chosen: Vec<_> = (0..evaluator.items(split)).collect();
+            subject.begin(index);
+            let mut score = evaluator.evaluate(&mut subject, split, &chosen, &mut |done| progress(before + done, total))?;
+            score.task.clone_from(name);
+            before += chosen.len() as u64;
+            scores[index] = Some(score);
+        }
+        Ok(Scores { tasks: scores.into_iter().flatten().collect() })
+    }
 }
 
-/// Opens the evaluator of this name.
+/// Opens the evaluator of one task.
 ///
 /// # Errors
-/// If there is none, or it refuses its tasks.
-pub fn open(name: &str, setup: &Setup, tasks: Vec<TaskInput>) -> Result<Box<dyn Evaluator>, EvaluateError> {
-    let found = EVALUATORS.iter().find(|(known, _)| *known == name);
-    let (_, open) =
-        found.ok_or_else(|| EvaluateError::Unknown(suggest::unknown(name, EVALUATORS.iter().map(|(known, _)| *known))))?;
-    open(setup, tasks)
+/// If there is none of this name, or it refuses the task.
+pub fn open(setup: &Setup, input: TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError> {
+    let name = &input.task.evaluator;
+    let found = EVALUATORS.iter().find(|known| known.name == name);
+    let declaration = found.ok_or_else(|| {
+        let names = EVALUATORS.iter().map(|known| known.name);
+        EvaluateError::Unfit(format!("unknown evaluator {}", suggest::unknown(name, names)))
+    })?;
+    (declaration.open)(setup, input)
 }

@@ -3,6 +3,7 @@
 //! Base and experts are mapped once and never copied; an offspring's evolving tensors are built in memory and go straight to the evaluator.
 
 mod cache;
+mod short;
 
 use std::{path::Path, sync::Arc};
 
@@ -15,7 +16,7 @@ use evolver_common::{
 };
 use thiserror::Error;
 
-use self::cache::Cache;
+use self::{cache::Cache, short::Short};
 use crate::{
     evaluate::Candidate,
     models::{ModelWeights, Values},
@@ -122,8 +123,17 @@ impl Materializer {
         // A cache that cannot be written costs time, never a result.
         let writers: Vec<_> = missing.filter_map(|node| Some((node.clone(), self.cache.begin(node.id())?))).collect();
         let tees: Vec<_> = writers.iter().map(|(node, writer)| (node.clone(), writer.sink())).collect();
-        let mut built = Vec::new();
-        self.engine.build(recipe, &mut built, &tees)?;
+        let built = match Short::of(self.space(), &self.base) {
+            Some(short) => {
+                self.engine.stream_with(recipe, &short, &tees)?;
+                short.finish()
+            }
+            None => {
+                let mut built = Vec::new();
+                self.engine.build(recipe, &mut built, &tees)?;
+                built.into_iter().map(|values| Values::Owned(values.into())).collect()
+            }
+        };
         for (_, writer) in writers {
             self.cache.finish(writer);
         }
@@ -131,10 +141,10 @@ impl Materializer {
         Ok(self.candidate(built))
     }
 
-    fn candidate(&self, built: Vec<Vec<f32>>) -> Candidate {
+    fn candidate(&self, built: Vec<Values>) -> Candidate {
         let mut shared = ModelWeights::of(&self.base);
         for (tensor, values) in self.space().tensors.iter().zip(built) {
-            shared.insert(&tensor.name, &tensor.shape, Values::Owned(values));
+            shared.insert(&tensor.name, &tensor.shape, values);
         }
         Candidate { heads: self.heads(), shared }
     }

@@ -1,14 +1,36 @@
 //! Networks, as far as the evaluators need them.
 //!
 //! - [`weights`]: named tensors, owned or lent from a memory map.
-//! - [`ops`]: fused operators where candle's own are slow.
-//! - [`bert`]: BERT encoders with a classification head.
+//! - [`architecture`]: what can be run, by the `model_type` of a config; one file for each architecture.
+//! - [`encoder`], [`language`], [`vision`]: what the three kinds of network give, and the heads over their states.
+//! - [`ops`], [`attention`], [`layers`], [`transformer`], [`decoder`]: what the architectures are made of.
 
+mod architecture;
+mod attention;
 mod bert;
+mod deberta;
+mod decoder;
+mod distilbert;
+mod encoder;
+mod gemma;
+mod gpt2;
+mod language;
+mod layers;
+mod llama;
+mod modernbert;
 mod ops;
+mod phi;
+mod qwen;
+mod roberta;
+mod t5;
+mod transformer;
+mod vision;
 mod weights;
 
 pub use self::{
-    bert::{Bert, BertConfig, Head},
+    architecture::{ARCHITECTURES, Architecture, Body, Kind, find},
+    encoder::{Encoder, Head, HeadPlan, Pooling, Token, Use},
+    language::{LanguageModel, Likelihood, Prompt},
+    vision::Vision,
     weights::{ModelError, ModelWeights, Values},
 };

@@ -1,18 +1,26 @@
-//! Fused operators on packed tokens.
+//! Operators on packed tokens, where candle's own are slow or none.
 //!
-//! Tokens of several sequences lie one after the other without padding, as rows of a matrix; `offsets` says where each sequence starts. The same
-//! operations in the same order run for every row whatever the batch or the thread count, so a sequence's numbers do not depend on its company.
-//! On devices other than the CPU candle's own operators do the same work.
+//! Tokens of several sequences lie one after the other without padding, as rows of a matrix. The same operations in the same order run for every row
+//! whatever the batch or the thread count, so a sequence's numbers do not depend on its company. Everything here runs on the CPU; on other devices
+//! the tensors come over and go back, and only the matrix products stay there.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
+use pulp::Arch;
 use rayon::prelude::*;
+use serde::Deserialize;
 
 /// Rows that one task handles.
 const ROWS: usize = 16;
 
-/// `e^x` in F32 by a polynomial, within 3 units in the last place for x in [-87, 0]; smaller x give the value at -87.
+/// Runs `work` with the widest instructions that the machine has. The bits do not depend on them: nothing is fused or put in another order.
 #[inline]
-fn exp(x: f32) -> f32 {
+pub(super) fn wide<R>(work: impl FnOnce() -> R) -> R {
+    Arch::new().dispatch(work)
+}
+
+/// `e^x` in F32 by a polynomial, within 3 units in the last place for x in [-87, 0]; smaller x give the value at -87.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 0.0);
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
@@ -25,7 +33,7 @@ fn exp(x: f32) -> f32 {
 }
 
 /// `x * Phi(x)`, Phi by the error function (Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7).
-#[inline]
+#[inline(always)]
 fn gelu(x: f32) -> f32 {
     let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
     let t = 1.0 / (1.0 + 0.327_591_1 * z);
@@ -35,63 +43,109 @@ fn gelu(x: f32) -> f32 {
     x * phi
 }
 
-fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    let (CpuStorage::F32(values), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
-        bail!("a contiguous F32 matrix is expected");
-    };
-    Ok(&values[start..end])
+#[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    let e = exp(-x.abs());
+    let small = e / (1.0 + e);
+    if x < 0.0 { small } else { 1.0 - small }
 }
 
-/// `gelu(x + bias)`, the bias along the last dimension.
-pub(super) struct BiasGelu {
-    pub(super) bias: Vec<f32>,
+#[inline(always)]
+pub(super) fn tanh(x: f32) -> f32 {
+    let e = exp(-2.0 * x.abs());
+    // Near zero the quotient cancels, and the series is exact to the last place or so.
+    let large = (1.0 - e) / (1.0 + e);
+    let square = x * x;
+    let series = x.abs() * (1.0 - square * (1.0 / 3.0 - square * (2.0 / 15.0 - square * (17.0 / 315.0))));
+    let y = if square < 0.01 { series } else { large };
+    if x < 0.0 { -y } else { y }
 }
 
-impl CustomOp1 for BiasGelu {
-    fn name(&self) -> &'static str {
-        "bias-gelu"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let input = slice(storage, layout)?;
-        let mut out = vec![0.0; input.len()];
-        let width = self.bias.len();
-        out.par_chunks_mut(ROWS * width).zip(input.par_chunks(ROWS * width)).for_each(|(out, input)| {
-            for (out, input) in out.chunks_mut(width).zip(input.chunks(width)) {
-                for ((out, x), bias) in out.iter_mut().zip(input).zip(&self.bias) {
-                    *out = gelu(x + bias);
-                }
-            }
-        });
-        Ok((CpuStorage::F32(out), layout.shape().clone()))
-    }
+/// The tanh approximation of GELU (Hendrycks and Gimpel, 2016).
+#[inline(always)]
+fn gelu_tanh(x: f32) -> f32 {
+    0.5 * x * (1.0 + tanh(0.797_884_6 * (x + 0.044_715 * x * x * x)))
 }
 
-/// Layer norm of `x + bias + residual`.
-pub(super) struct ResidualNorm {
-    pub(super) bias: Vec<f32>,
-    pub(super) gain: Vec<f32>,
-    pub(super) shift: Vec<f32>,
-    pub(super) epsilon: f32,
+/// An activation function, by the names that configs have.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+pub(super) enum Activation {
+    #[serde(rename = "linear")]
+    None,
+    #[serde(rename = "gelu")]
+    Gelu,
+    #[serde(rename = "gelu_new", alias = "gelu_pytorch_tanh", alias = "gelu_fast")]
+    GeluTanh,
+    #[serde(rename = "quick_gelu")]
+    QuickGelu,
+    #[serde(rename = "silu", alias = "swish")]
+    Silu,
+    #[serde(rename = "relu")]
+    Relu,
+    #[serde(rename = "tanh")]
+    Tanh,
 }
 
-impl ResidualNorm {
-    /// Normalises one row in place.
-    pub(super) fn row(&self, row: &mut [f32]) {
-        #[expect(clippy::cast_precision_loss, reason = "a width")]
-        let width = row.len() as f32;
-        let mean = sum(row, |x| x) / width;
-        let variance = sum(row, |x| (x - mean) * (x - mean)) / width;
-        let scale = 1.0 / (variance + self.epsilon).sqrt();
-        for ((x, gain), shift) in row.iter_mut().zip(&self.gain).zip(&self.shift) {
-            *x = (*x - mean) * scale * gain + shift;
+impl Activation {
+    /// Applies it to every element: `out = f(term(index))`, with one loop per function so that each vectorises.
+    #[inline(always)]
+    fn map(self, out: &mut [f32], term: impl Fn(usize, f32) -> f32) {
+        macro_rules! each {
+            ($f:expr) => {
+                out.iter_mut().enumerate().for_each(|(index, x)| *x = $f(term(index, *x)))
+            };
+        }
+        match self {
+            Self::None => each!(|x: f32| x),
+            Self::Gelu => each!(gelu),
+            Self::GeluTanh => each!(gelu_tanh),
+            Self::QuickGelu => each!(|x: f32| x * sigmoid(1.702 * x)),
+            Self::Silu => each!(|x: f32| x * sigmoid(x)),
+            Self::Relu => each!(|x: f32| x.max(0.0)),
+            Self::Tanh => each!(tanh),
         }
     }
 }
 
+/// A layer norm, or with `shift` empty and `centred` false a root-mean-square norm.
+#[derive(Clone, Debug)]
+pub(super) struct Norm {
+    pub(super) gain: Vec<f32>,
+    /// Empty where there is none.
+    pub(super) shift: Vec<f32>,
+    pub(super) epsilon: f32,
+    /// Whether the mean is taken out.
+    pub(super) centred: bool,
+}
+
+impl Norm {
+    /// Normalises one row in place.
+    #[inline(always)]
+    pub(super) fn row(&self, row: &mut [f32]) {
+        #[expect(clippy::cast_precision_loss, reason = "a width")]
+        let width = row.len() as f32;
+        let mean = if self.centred { sum(row, |x| x) / width } else { 0.0 };
+        let variance = sum(row, |x| (x - mean) * (x - mean)) / width;
+        let scale = 1.0 / (variance + self.epsilon).sqrt();
+        row.iter_mut().zip(&self.gain).for_each(|(x, gain)| *x = (*x - mean) * scale * gain);
+        row.iter_mut().zip(&self.shift).for_each(|(x, shift)| *x += shift);
+    }
+
+    /// Every row normalised.
+    pub(super) fn run(&self, x: &Tensor) -> Result<Tensor> {
+        let width = self.gain.len();
+        map1(x, width, |out, input| {
+            chunks(out, width, |first, out| {
+                out.copy_from_slice(&input[first * width..][..out.len()]);
+                out.chunks_mut(width).for_each(|row| self.row(row));
+            });
+        })
+    }
+}
+
 /// A sum in eight interleaved parts: a fixed order that vectorises.
-#[inline]
-fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
+#[inline(always)]
+pub(super) fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     let mut parts = [0.0f32; 8];
     let (chunks, rest) = values.as_chunks::<8>();
     for chunk in chunks {
@@ -105,176 +159,170 @@ fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     ((parts[0] + parts[4]) + (parts[1] + parts[5])) + ((parts[2] + parts[6]) + (parts[3] + parts[7]))
 }
 
-impl CustomOp2 for ResidualNorm {
-    fn name(&self) -> &'static str {
-        "residual-norm"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        residual: &CpuStorage,
-        residual_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (x, residual) = (slice(x, x_layout)?, slice(residual, residual_layout)?);
-        let mut out = vec![0.0; x.len()];
-        let width = self.gain.len();
-        let chunk = ROWS * width;
-        out.par_chunks_mut(chunk).zip(x.par_chunks(chunk)).zip(residual.par_chunks(chunk)).for_each(|((out, x), residual)| {
-            let rows = out.chunks_mut(width).zip(x.chunks(width)).zip(residual.chunks(width));
-            for ((out, x), residual) in rows {
-                for (((out, x), residual), bias) in out.iter_mut().zip(x).zip(residual).zip(&self.bias) {
-                    *out = x + bias + residual;
-                }
-                self.row(out);
-            }
-        });
-        Ok((CpuStorage::F32(out), x_layout.shape().clone()))
-    }
-}
-
-/// Multi-head attention over packed sequences; the queries', keys' and values' biases are added on the way.
-pub(super) struct Attention<'a> {
-    pub(super) heads: usize,
-    /// Row where each sequence starts, and the number of rows at the end.
-    pub(super) offsets: &'a [usize],
-    pub(super) biases: &'a [Vec<f32>; 3],
-}
-
-impl Attention<'_> {
-    /// One sequence: `out` and the inputs are its rows.
-    fn sequence(&self, out: &mut [f32], inputs: [&[f32]; 3]) {
-        let width = self.biases[0].len();
-        let (length, depth) = (out.len() / width, width / self.heads);
-        #[expect(clippy::cast_precision_loss, reason = "a width")]
-        let scale = 1.0 / (depth as f32).sqrt();
-        let [queries, keys, values] = inputs;
-        let mut transposed = vec![0.0; depth * length];
-        let mut scores = vec![0.0f32; length];
-        let mut value = vec![0.0; length * depth];
-        for head in 0..self.heads {
-            let columns = head * depth..(head + 1) * depth;
-            let [query_bias, key_bias, value_bias] = self.biases.each_ref().map(|bias| &bias[columns.clone()]);
-            for row in 0..length {
-                let at = row * width + head * depth;
-                for d in 0..depth {
-                    transposed[d * length + row] = keys[at + d] + key_bias[d];
-                    value[row * depth + d] = values[at + d] + value_bias[d];
-                }
-            }
-            for row in 0..length {
-                let at = row * width + head * depth;
-                scores.fill(0.0);
-                for d in 0..depth {
-                    let query = (queries[at + d] + query_bias[d]) * scale;
-                    let keys = &transposed[d * length..(d + 1) * length];
-                    scores.iter_mut().zip(keys).for_each(|(score, key)| *score += query * key);
-                }
-                softmax(&mut scores);
-                let out = &mut out[at..at + depth];
-                out.fill(0.0);
-                for (score, value) in scores.iter().zip(value.chunks(depth)) {
-                    out.iter_mut().zip(value).for_each(|(out, value)| *out += score * value);
-                }
-            }
+/// The inner product of two vectors, in sixteen interleaved parts.
+#[inline(always)]
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut parts = [0.0f32; 16];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
+    for (a, b) in a.iter().zip(b) {
+        for ((part, a), b) in parts.iter_mut().zip(a).zip(b) {
+            *part += a * b;
         }
     }
+    for ((part, a), b) in parts.iter_mut().zip(a_rest).zip(b_rest) {
+        *part += a * b;
+    }
+    sum(&parts, |x| x)
 }
 
-fn softmax(scores: &mut [f32]) {
-    let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    scores.iter_mut().for_each(|score| *score = exp(*score - largest));
-    let total = sum(scores, |x| x);
-    scores.iter_mut().for_each(|score| *score /= total);
+/// Splits `out` into blocks of rows and hands each, with the index of its first row, to a thread.
+pub(super) fn chunks(out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
+    out.par_chunks_mut(ROWS * width).enumerate().for_each(|(chunk, out)| {
+        wide(
+            #[inline(always)]
+            || work(chunk * ROWS, out),
+        )
+    });
 }
 
-impl CustomOp3 for Attention<'_> {
+/// `f(x + bias)`, the bias along the last dimension; an empty one is none.
+pub(super) fn activate(x: &Tensor, bias: &[f32], activation: Activation) -> Result<Tensor> {
+    let width = x.dim(1)?;
+    map1(x, width, |out, input| {
+        chunks(out, width, |first, out| {
+            for (row, out) in out.chunks_mut(width).enumerate() {
+                let input = &input[(first + row) * width..][..width];
+                if bias.is_empty() {
+                    activation.map(out, |index, _| input[index]);
+                } else {
+                    activation.map(out, |index, _| input[index] + bias[index]);
+                }
+            }
+        });
+    })
+}
+
+/// `f(gate) * up`.
+pub(super) fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
+    let width = gate.dim(1)?;
+    map2(gate, up, width, |out, gate, up| {
+        chunks(out, width, |first, out| {
+            let start = first * width;
+            out.copy_from_slice(&gate[start..start + out.len()]);
+            activation.map(out, |_, x| x);
+            out.iter_mut().zip(&up[start..]).for_each(|(out, up)| *out *= up);
+        });
+    })
+}
+
+/// `x + bias + residual`, normalised if there is a norm; an empty bias is none.
+pub(super) fn join(x: &Tensor, bias: &[f32], residual: &Tensor, norm: Option<&Norm>) -> Result<Tensor> {
+    let width = x.dim(1)?;
+    map2(x, residual, width, |out, x, residual| {
+        chunks(out, width, |first, out| {
+            for (row, out) in out.chunks_mut(width).enumerate() {
+                let rows = (first + row) * width..(first + row + 1) * width;
+                out.copy_from_slice(&x[rows.clone()]);
+                out.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
+                out.iter_mut().zip(&residual[rows]).for_each(|(out, residual)| *out += residual);
+                if let Some(norm) = norm {
+                    norm.row(out);
+                }
+            }
+        });
+    })
+}
+
+struct Op<F> {
+    /// Columns of the result.
+    width: usize,
+    run: F,
+}
+
+impl<F> Op<F> {
+    fn out(&self, layout: &Layout, fill: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<(CpuStorage, Shape)> {
+        let rows = layout.dims()[0];
+        let mut out = vec![0.0; rows * self.width];
+        fill(&mut out)?;
+        Ok((CpuStorage::F32(out), (rows, self.width).into()))
+    }
+}
+
+fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let (CpuStorage::F32(values), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
+        bail!("a contiguous F32 matrix is expected");
+    };
+    Ok(&values[start..end])
+}
+
+impl<F: Fn(&mut [f32], &[f32])> CustomOp1 for Op<F> {
     fn name(&self) -> &'static str {
-        "packed-attention"
+        "rows"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let input = slice(storage, layout)?;
+        self.out(layout, |out| {
+            (self.run)(out, input);
+            Ok(())
+        })
+    }
+}
+
+impl<F: Fn(&mut [f32], &[f32], &[f32])> CustomOp2 for Op<F> {
+    fn name(&self) -> &'static str {
+        "rows"
+    }
+
+    fn cpu_fwd(&self, a: &CpuStorage, layout: &Layout, b: &CpuStorage, b_layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (a, b) = (slice(a, layout)?, slice(b, b_layout)?);
+        self.out(layout, |out| {
+            (self.run)(out, a, b);
+            Ok(())
+        })
+    }
+}
+
+impl<F: Fn(&mut [f32], [&[f32]; 3])> CustomOp3 for Op<F> {
+    fn name(&self) -> &'static str {
+        "rows"
     }
 
     fn cpu_fwd(
         &self,
-        queries: &CpuStorage,
+        a: &CpuStorage,
         layout: &Layout,
-        keys: &CpuStorage,
-        keys_layout: &Layout,
-        values: &CpuStorage,
-        values_layout: &Layout,
+        b: &CpuStorage,
+        b_layout: &Layout,
+        c: &CpuStorage,
+        c_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let inputs = [slice(queries, layout)?, slice(keys, keys_layout)?, slice(values, values_layout)?];
-        let width = self.biases[0].len();
-        let mut out = vec![0.0; inputs[0].len()];
-        let mut rest = out.as_mut_slice();
-        let mut parts = Vec::new();
-        for pair in self.offsets.windows(2) {
-            let (part, after) = rest.split_at_mut((pair[1] - pair[0]) * width);
-            parts.push((part, pair[0] * width..pair[1] * width));
-            rest = after;
-        }
-        // Rows after the last sequence, if any, stay zeros.
-        parts.into_par_iter().for_each(|(part, rows)| {
-            self.sequence(part, inputs.map(|input| &input[rows.clone()]));
-        });
-        Ok((CpuStorage::F32(out), layout.shape().clone()))
+        let inputs = [slice(a, layout)?, slice(b, b_layout)?, slice(c, c_layout)?];
+        self.out(layout, |out| {
+            (self.run)(out, inputs);
+            Ok(())
+        })
     }
 }
 
-impl BiasGelu {
-    /// Runs on the tensor's device.
-    pub(super) fn run(&self, x: &Tensor) -> Result<Tensor> {
-        if x.device().is_cpu() {
-            return x.apply_op1_no_bwd(self);
-        }
-        x.broadcast_add(&vector(&self.bias, x)?)?.gelu_erf()
-    }
+fn here(x: &Tensor) -> Result<Tensor> {
+    if x.device().is_cpu() { Ok(x.clone()) } else { x.to_device(&Device::Cpu) }
 }
 
-impl ResidualNorm {
-    /// Runs on the tensor's device.
-    pub(super) fn run(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        if x.device().is_cpu() {
-            return x.apply_op2_no_bwd(residual, self);
-        }
-        let x = (x.broadcast_add(&vector(&self.bias, x)?)? + residual)?;
-        let centred = x.broadcast_sub(&x.mean_keepdim(1)?)?;
-        let variance = centred.sqr()?.mean_keepdim(1)?;
-        let normed = centred.broadcast_div(&(variance + f64::from(self.epsilon))?.sqrt()?)?;
-        normed.broadcast_mul(&vector(&self.gain, &normed)?)?.broadcast_add(&vector(&self.shift, &normed)?)
-    }
+/// A matrix of as many rows as `x` and `width` columns, filled by `run` from x's values.
+pub(super) fn map1(x: &Tensor, width: usize, run: impl Fn(&mut [f32], &[f32])) -> Result<Tensor> {
+    here(x)?.apply_op1_no_bwd(&Op { width, run })?.to_device(x.device())
 }
 
-impl Attention<'_> {
-    /// Runs on the tensors' device.
-    pub(super) fn run(&self, queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
-        if queries.device().is_cpu() {
-            return queries.apply_op3_no_bwd(keys, values, self);
-        }
-        let width = self.biases[0].len();
-        let depth = width / self.heads;
-        #[expect(clippy::cast_precision_loss, reason = "a width")]
-        let scale = 1.0 / (depth as f64).sqrt();
-        let mut parts = Vec::new();
-        let rows = self.offsets[self.offsets.len() - 1];
-        for pair in self.offsets.windows(2) {
-            let length = pair[1] - pair[0];
-            let part = |x: &Tensor, bias: &[f32]| -> Result<Tensor> {
-                let rows = x.narrow(0, pair[0], length)?.broadcast_add(&vector(bias, x)?)?;
-                rows.reshape((length, self.heads, depth))?.transpose(0, 1)?.contiguous()
-            };
-            let [q, k, v] = [part(queries, &self.biases[0])?, part(keys, &self.biases[1])?, part(values, &self.biases[2])?];
-            let scores = (q.matmul(&k.t()?)? * scale)?;
-            let weights = scores.broadcast_sub(&scores.max_keepdim(2)?)?.exp()?;
-            let weights = weights.broadcast_div(&weights.sum_keepdim(2)?)?;
-            parts.push(weights.matmul(&v)?.transpose(0, 1)?.reshape((length, width))?);
-        }
-        Tensor::cat(&parts, 0)?.pad_with_zeros(0, 0, queries.dim(0)? - rows)
-    }
+/// As [`map1`], from two matrices.
+pub(super) fn map2(a: &Tensor, b: &Tensor, width: usize, run: impl Fn(&mut [f32], &[f32], &[f32])) -> Result<Tensor> {
+    here(a)?.apply_op2_no_bwd(&here(b)?, &Op { width, run })?.to_device(a.device())
 }
 
-fn vector(values: &[f32], like: &Tensor) -> Result<Tensor> {
-    Tensor::from_slice(values, values.len(), like.device())
+/// As [`map1`], from three matrices.
+pub(super) fn map3(inputs: [&Tensor; 3], width: usize, run: impl Fn(&mut [f32], [&[f32]; 3])) -> Result<Tensor> {
+    let [a, b, c] = inputs;
+    here(a)?.apply_op3_no_bwd(&here(b)?, &here(c)?, &Op { width, run })?.to_device(a.device())
 }
 
 #[cfg(test)]
@@ -282,7 +330,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exp_and_gelu_are_accurate() {
+    fn functions_are_accurate() {
         for step in 0..=43_000u16 {
             let x = -f32::from(step) * 2e-3;
             let reference = libm::exp(f64::from(x));
@@ -292,8 +340,26 @@ mod tests {
         for step in -8000..=8000i16 {
             let x = f32::from(step) * 1e-3;
             let wide = f64::from(x);
-            let reference = 0.5 * wide * libm::erfc(-wide * std::f64::consts::FRAC_1_SQRT_2);
-            assert!((f64::from(gelu(x)) - reference).abs() < 2e-6, "gelu({x})");
+            let near = |what: &str, found: f32, expected: f64, tolerance: f64| {
+                let error = (f64::from(found) - expected).abs();
+                assert!(error < tolerance, "{what}({x}): {error:e}");
+            };
+            near("gelu", gelu(x), 0.5 * wide * libm::erfc(-wide * std::f64::consts::FRAC_1_SQRT_2), 2e-6);
+            near("tanh", tanh(x), libm::tanh(wide), 3e-7);
+            near("sigmoid", sigmoid(x), 1.0 / (1.0 + libm::exp(-wide)), 3e-7);
+            let inner = 0.797_884_560_802_865_4 * (wide + 0.044_715 * wide * wide * wide);
+            near("gelu_tanh", gelu_tanh(x), 0.5 * wide * (1.0 + libm::tanh(inner)), 3e-6);
         }
+    }
+
+    #[test]
+    fn wide_instructions_give_the_same_bits() {
+        let values: Vec<f32> = (0..1000u16).map(|n| (f32::from(n) - 500.0) * 0.01).collect();
+        let plain = dot(&values, &values);
+        assert_eq!(wide(|| dot(&values, &values)).to_bits(), plain.to_bits());
+        let mut out = [values.clone(), values.clone()];
+        Activation::Gelu.map(&mut out[0], |_, x| x);
+        wide(|| Activation::Gelu.map(&mut out[1], |_, x| x));
+        assert_eq!(out[0], out[1]);
     }
 }

@@ -2,8 +2,8 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use candle_core::{Device, Tensor};
-use evolver_common::checkpoint::{Checkpoint, ReadError};
+use evolver_common::checkpoint::{Checkpoint, Dtype, ReadError};
+use half::{bf16, f16};
 use thiserror::Error;
 
 /// A model that cannot be run.
@@ -20,6 +20,9 @@ pub enum ModelError {
         /// What is wrong with it.
         what: String,
     },
+    /// The model cannot take this input.
+    #[error("{0}")]
+    Input(String),
     /// The tensor library reports an error.
     #[error("while running the model: {0}")]
     Run(#[from] candle_core::Error),
@@ -29,13 +32,17 @@ pub enum ModelError {
 #[derive(Clone, Debug)]
 pub enum Values {
     /// Built for this model.
-    Owned(Vec<f32>),
+    Owned(Arc<Vec<f32>>),
+    /// Built for this model and rounded to BF16, the type that the checkpoints have.
+    Brain(Arc<Vec<bf16>>),
+    /// Built for this model and rounded to F16.
+    Half(Arc<Vec<f16>>),
     /// A tensor of a mapped checkpoint.
     Mapped(Arc<Checkpoint>, String),
 }
 
 /// The tensors of one model by name.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ModelWeights {
     tensors: HashMap<String, (Vec<usize>, Values)>,
 }
@@ -50,13 +57,22 @@ impl ModelWeights {
         Self { tensors: mapped.collect() }
     }
 
-    /// Adds the tensors of `other` that are named and that `self` lacks.
-    pub fn share(&mut self, names: &[&str], other: &Self) {
-        for &name in names {
-            if let (false, Some(tensor)) = (self.tensors.contains_key(name), other.tensors.get(name)) {
-                self.tensors.insert(name.to_owned(), tensor.clone());
-            }
-        }
+    /// Every tensor with its shape, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &(Vec<usize>, Values))> {
+        self.tensors.iter()
+    }
+
+    /// Whether there is a tensor of this name.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// The named tensors, those of `self` before those of `other`.
+    #[must_use]
+    pub fn subset(&self, names: &[String], other: &Self) -> Self {
+        let find = |name: &String| self.tensors.get(name).or_else(|| other.tensors.get(name));
+        Self { tensors: names.iter().filter_map(|name| Some((name.clone(), find(name)?.clone()))).collect() }
     }
 
     /// Adds or replaces a tensor.
@@ -77,55 +93,110 @@ impl ModelWeights {
         Ok(values)
     }
 
-    /// Takes a tensor out as one of candle's; owned values are not copied.
-    ///
-    /// # Errors
-    /// As [`ModelWeights::take`].
-    pub fn tensor(&mut self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor, ModelError> {
-        let values = self.take(name, shape)?.into_vec()?;
-        Ok(Tensor::from_vec(values, shape, device)?)
-    }
-
     /// Takes a tensor out as plain values, for small ones.
     ///
     /// # Errors
     /// As [`ModelWeights::take`].
     pub fn vector(&mut self, name: &str, length: usize) -> Result<Vec<f32>, ModelError> {
-        self.take(name, &[length])?.into_vec()
+        self.vector_of(name, &[length])
+    }
+
+    /// As [`ModelWeights::vector`], of a tensor of any shape.
+    ///
+    /// # Errors
+    /// As [`ModelWeights::take`].
+    pub fn vector_of(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+        self.take(name, shape)?.into_vec()
     }
 }
 
 impl Values {
-    fn into_vec(self) -> Result<Vec<f32>, ModelError> {
-        match self {
-            Self::Owned(values) => Ok(values),
-            Self::Mapped(checkpoint, name) => {
-                let view = checkpoint.view(&name).map_err(unreadable(&name))?;
-                let mut values = vec![0.0; view.elements()];
-                view.read(0..values.len(), &mut values).map_err(unreadable(&name))?;
-                Ok(values)
-            }
+    /// All values, not copied where they are owned as F32 and by nobody else.
+    pub(super) fn into_vec(self) -> Result<Vec<f32>, ModelError> {
+        if let Self::Owned(values) = self {
+            return Ok(Arc::unwrap_or_clone(values));
         }
+        let mut values = vec![0.0; self.len()?];
+        self.read(0, &mut values)?;
+        Ok(values)
     }
 
-    /// Adds the elements from `start` on to `out`, reading them where they lie.
-    pub(super) fn add_to(&self, start: usize, out: &mut [f32], scratch: &mut Vec<f32>) -> Result<(), ModelError> {
+    fn len(&self) -> Result<usize, ModelError> {
+        Ok(match self {
+            Self::Owned(values) => values.len(),
+            Self::Brain(values) => values.len(),
+            Self::Half(values) => values.len(),
+            Self::Mapped(checkpoint, name) => checkpoint.view(name).map_err(unreadable(name))?.elements(),
+        })
+    }
+
+    /// Reads the elements from `start` on.
+    ///
+    /// # Errors
+    /// If a mapped file does not give them.
+    pub fn read(&self, start: usize, out: &mut [f32]) -> Result<(), ModelError> {
         let end = start + out.len();
-        let add = |out: &mut [f32], row: &[f32]| out.iter_mut().zip(row).for_each(|(out, value)| *out += value);
         match self {
-            Self::Owned(values) => add(out, &values[start..end]),
+            Self::Owned(values) => out.copy_from_slice(&values[start..end]),
+            Self::Brain(values) => out.iter_mut().zip(&values[start..end]).for_each(|(out, value)| *out = value.to_f32()),
+            Self::Half(values) => out.iter_mut().zip(&values[start..end]).for_each(|(out, value)| *out = value.to_f32()),
             Self::Mapped(checkpoint, name) => {
                 let view = checkpoint.view(name).map_err(unreadable(name))?;
-                if let Some(values) = view.as_f32() {
-                    add(out, &values[start..end]);
-                } else {
-                    scratch.resize(out.len(), 0.0);
-                    view.read(start..end, scratch).map_err(unreadable(name))?;
-                    add(out, scratch);
-                }
+                view.read(start..end, out).map_err(unreadable(name))?;
             }
         }
         Ok(())
+    }
+
+    /// The elements from `start` to `end` where they lie as F32, else read into `scratch`.
+    pub(super) fn slice<'a>(&'a self, start: usize, end: usize, scratch: &'a mut Vec<f32>) -> Result<&'a [f32], ModelError> {
+        match self {
+            Self::Owned(values) => return Ok(&values[start..end]),
+            Self::Mapped(checkpoint, name) => {
+                let view = checkpoint.view(name).map_err(unreadable(name))?;
+                if let Some(values) = view.as_f32() {
+                    return Ok(&values[start..end]);
+                }
+            }
+            _ => {}
+        }
+        scratch.resize(end - start, 0.0);
+        self.read(start, scratch)?;
+        Ok(scratch)
+    }
+
+    /// Some of them as values of their own, of the same type.
+    pub(super) fn part(&self, start: usize, length: usize) -> Result<Self, ModelError> {
+        let end = start + length;
+        Ok(match self {
+            Self::Brain(values) => Self::Brain(values[start..end].to_vec().into()),
+            Self::Half(values) => Self::Half(values[start..end].to_vec().into()),
+            other => {
+                let mut part = vec![0.0; length];
+                other.read(start, &mut part)?;
+                match other.dtype() {
+                    Dtype::Bf16 => Self::Brain(Arc::new(part.into_iter().map(bf16::from_f32).collect())),
+                    Dtype::F16 => Self::Half(Arc::new(part.into_iter().map(f16::from_f32).collect())),
+                    _ => Self::Owned(part.into()),
+                }
+            }
+        })
+    }
+
+    /// The type that they are held in.
+    #[must_use]
+    pub fn dtype(&self) -> Dtype {
+        match self {
+            Self::Owned(_) => Dtype::F32,
+            Self::Brain(_) => Dtype::Bf16,
+            Self::Half(_) => Dtype::F16,
+            Self::Mapped(checkpoint, name) => checkpoint.tensors().get(name).map_or(Dtype::F32, |info| info.dtype),
+        }
+    }
+
+    /// Whether they take 16 bits each and are to stay so.
+    pub(super) fn is_short(&self) -> bool {
+        matches!(self.dtype(), Dtype::Bf16 | Dtype::F16)
     }
 }
 

@@ -1,0 +1,115 @@
+//! Batches of items of similar length, as large as the definition and the memory allow.
+
+use std::{cmp::Reverse, fs, ops::ControlFlow};
+
+use serde_json::Value;
+
+use super::{EvaluateError, Progress};
+use crate::models::ModelError;
+
+/// Tokens of a batch that memory never forbids.
+const TOKENS_MIN: usize = 64;
+
+/// Tokens that a batch may have: as many as the definition says, fewer where a quarter of the free memory does not hold their states.
+pub(super) fn budget(wanted: usize, config: &Value) -> usize {
+    let config = config.get("vision_config").unwrap_or(config);
+    let side = |keys: &[&str]| keys.iter().find_map(|key| config[*key].as_u64()).unwrap_or(4096);
+    let hidden = side(&["hidden_size", "d_model", "n_embd", "dim"]);
+    let inner = side(&["intermediate_size", "d_ff", "n_inner", "hidden_dim"]);
+    // States, queries, keys, values, mixed, residual and normed ones, their copies on the way, and the feed-forward block's.
+    let bytes = 4 * (12 * hidden + 3 * inner);
+    let room = available().map_or(usize::MAX, |free| usize::try_from(free / 4 / bytes.max(1)).unwrap_or(usize::MAX));
+    wanted.min(room.max(TOKENS_MIN))
+}
+
+/// Memory in bytes that can still be had: the machine's, or the control group's if that is less.
+pub(crate) fn available() -> Option<u64> {
+    let number = |text: String| text.split_whitespace().next().and_then(|number| number.parse::<u64>().ok());
+    let field = |line: &str| line.strip_prefix("MemAvailable:").map(str::to_owned);
+    let machine = fs::read_to_string("/proc/meminfo").ok()?.lines().find_map(field).and_then(number)? * 1024;
+    let read = |name: &str| fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok().and_then(number);
+    let group = read("memory.max").zip(read("memory.current")).map(|(limit, used)| limit.saturating_sub(used));
+    Some(group.map_or(machine, |group| group.min(machine)))
+}
+
+/// Runs `work` over batches of items, given their sizes in tokens, longest first, and gives its results in the items' order. A batch that is too large
+/// for the device's memory is cut in two, and those after it are smaller.
+pub(super) fn run<T>(
+    sizes: &[usize],
+    mut budget: usize,
+    progress: Progress<'_>,
+    mut work: impl FnMut(&[usize]) -> Result<Vec<T>, EvaluateError>,
+) -> Result<Vec<T>, EvaluateError> {
+    let mut order: Vec<usize> = (0..sizes.len()).collect();
+    order.sort_by_key(|&item| Reverse(sizes[item]));
+    let mut results: Vec<Option<T>> = sizes.iter().map(|_| None).collect();
+    let mut rest = order.as_slice();
+    let mut done = 0;
+    while !rest.is_empty() {
+        let mut room = budget;
+        let fits = rest.iter().take_while(|&&item| {
+            let fits = sizes[item] <= room;
+            room = room.saturating_sub(sizes[item]);
+            fits
+        });
+        let (batch, after) = rest.split_at(fits.count().max(1));
+        match work(batch) {
+            Ok(found) => {
+                batch.iter().zip(found).for_each(|(&item, result)| results[item] = Some(result));
+                rest = after;
+                done += batch.len() as u64;
+                if progress(done) == ControlFlow::Break(()) {
+                    return Err(EvaluateError::Stopped);
+                }
+            }
+            Err(error) if batch.len() > 1 && is_memory(&error) => {
+                budget = batch.iter().map(|&item| sizes[item]).sum::<usize>() / 2;
+                tracing::warn!("{} items were too many for the memory: batches are now at most {budget} tokens", batch.len());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(results.into_iter().flatten().collect())
+}
+
+/// Whether an error is that of a device whose memory is full.
+fn is_memory(error: &EvaluateError) -> bool {
+    let EvaluateError::Model(ModelError::Run(error)) = error else {
+        return false;
+    };
+    let text = error.to_string().to_lowercase();
+    text.contains("out of memory") || text.contains("out_of_memory")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_fit_the_budget_and_shrink_when_memory_is_short() {
+        let sizes = [5, 90, 30, 10, 60, 7];
+        let mut seen = Vec::new();
+        let mut told = Vec::new();
+        let mut progress = |done| {
+            told.push(done);
+            ControlFlow::Continue(())
+        };
+        let results = run(&sizes, 100, &mut progress, |batch| {
+            let tokens: usize = batch.iter().map(|&item| sizes[item]).sum();
+            seen.push((batch.to_vec(), tokens));
+            if tokens > 70 && batch.len() > 1 {
+                return Err(candle_core::Error::Msg("CUDA_ERROR_OUT_OF_MEMORY: out of memory".into()).into());
+            }
+            Ok(batch.iter().map(|item| item * 10).collect())
+        });
+        assert_eq!(results.unwrap(), [0, 10, 20, 30, 40, 50]);
+        assert_eq!(seen[0], (vec![1], 90));
+        assert_eq!(seen[1], (vec![4, 2, 3], 100));
+        assert!(seen[2..].iter().all(|(_, tokens)| *tokens <= 60), "{seen:?}");
+        assert_eq!(told.last(), Some(&6));
+        let other = run(&sizes, 100, &mut |_| ControlFlow::Continue(()), |_| -> Result<Vec<()>, _> {
+            Err(EvaluateError::Unfit("x".into()))
+        });
+        assert!(other.is_err());
+    }
+}

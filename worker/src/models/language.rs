@@ -1,0 +1,189 @@
+//! What language models are asked: how likely an answer is, and which answer they give.
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::{
+    layers::{Linear, Matrix, Mode, ROWS_MIN, pad},
+    ops::{exp, map1, sum, tanh, wide},
+    weights::ModelError,
+};
+
+/// Logits that are held at once, in elements.
+const LOGITS: usize = 1 << 24;
+
+/// A text with its possible continuations.
+#[derive(Clone, Debug)]
+pub struct Prompt<'a> {
+    /// The text before them, at least one token.
+    pub context: &'a [u32],
+    /// The continuations, at least one token each.
+    pub continuations: Vec<&'a [u32]>,
+}
+
+/// How likely one continuation is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Likelihood {
+    /// Natural logarithm of its probability after the context.
+    pub log: f64,
+    /// Whether it is what greedy decoding gives.
+    pub greedy: bool,
+}
+
+/// A model of the next token.
+pub trait LanguageModel: Send + Sync {
+    /// Likelihoods of every prompt's continuations.
+    ///
+    /// # Errors
+    /// If the tensor library fails, or a token is outside the vocabulary.
+    fn likelihoods(&self, prompts: &[Prompt<'_>]) -> Result<Vec<Vec<Likelihood>>, ModelError>;
+
+    /// Greedy answers to every prompt: at most `limit` tokens each, without the one of `ends` that ended it. `stop` sees an answer after each token and
+    /// may end it.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::likelihoods`].
+    fn generate(
+        &self,
+        prompts: &[&[u32]],
+        limit: usize,
+        ends: &[u32],
+        stop: &(dyn Fn(&[u32]) -> bool + Sync),
+    ) -> Result<Vec<Vec<u32>>, ModelError>;
+
+    /// Tokens that a prompt of this length and an answer of that length take in a batch.
+    fn cost(&self, context: usize, answer: usize) -> usize {
+        context + answer
+    }
+}
+
+/// From hidden states to the vocabulary.
+#[derive(Clone, Debug)]
+pub(super) struct Vocabulary {
+    pub(super) head: Linear,
+    pub(super) size: usize,
+    /// Logits are `cap * tanh(logit / cap)`.
+    pub(super) softcap: Option<f32>,
+    /// States are multiplied by it first.
+    pub(super) scale: f32,
+}
+
+impl Vocabulary {
+    /// With the embedding's own table as the matrix.
+    pub(super) fn tied(words: &Matrix) -> Self {
+        Self { head: Linear::of(words.clone()), size: words.rows(), softcap: None, scale: 1.0 }
+    }
+
+    fn logits(&self, states: &Tensor, mode: Mode) -> Result<Tensor, ModelError> {
+        let states = if self.scale == 1.0 { states.clone() } else { (states * f64::from(self.scale))? };
+        let logits = self.head.forward(&states, super::ops::Activation::None, mode)?;
+        let Some(cap) = self.softcap else {
+            return Ok(logits);
+        };
+        let width = self.size;
+        Ok(map1(&logits, width, |out, logits| {
+            super::ops::chunks(out, width, |first, out| {
+                out.iter_mut().zip(&logits[first * width..]).for_each(|(out, logit)| *out = cap * tanh(logit / cap));
+            });
+        })?)
+    }
+
+    /// For each (row of the states, token): the token's log-probability, and whether it is the likeliest.
+    pub(super) fn log_probabilities(&self, states: &Tensor, wanted: &[(usize, u32)]) -> Result<Vec<(f64, bool)>, ModelError> {
+        let at_once = (LOGITS / self.size).max(ROWS_MIN);
+        let mut all = Vec::with_capacity(wanted.len());
+        for part in wanted.chunks(at_once) {
+            let rows: Vec<_> = part.iter().map(|(row, _)| u32::try_from(*row).unwrap_or(u32::MAX)).collect();
+            let states = pad(&states.index_select(&Tensor::new(rows, states.device())?, 0)?)?;
+            let logits: Vec<f32> = self.logits(&states, Mode::Batch)?.flatten_all()?.to_vec1()?;
+            let rows = part.par_iter().zip(logits.par_chunks(self.size));
+            all.par_extend(rows.map(|(&(_, token), logits)| {
+                wide(
+                    #[inline(always)]
+                    || log_probability(logits, token as usize),
+                )
+            }));
+        }
+        match all.iter().zip(wanted).find(|((log, _), _)| log.is_nan()) {
+            Some((_, (_, token))) if *token as usize >= self.size => {
+                Err(ModelError::Input(format!("token {token} is outside the vocabulary of {}", self.size)))
+            }
+            _ => Ok(all),
+        }
+    }
+
+    /// The likeliest token of each row, the first of equal ones, with its logit.
+    pub(super) fn best(&self, states: &Tensor) -> Result<Vec<(u32, f32)>, ModelError> {
+        let logits: Vec<f32> = self.logits(states, Mode::Step)?.flatten_all()?.to_vec1()?;
+        let best = |row: &[f32]| {
+            let (mut token, mut best) = (0, f32::NEG_INFINITY);
+            for (index, &logit) in (0u32..).zip(row) {
+                if logit > best || logit.is_nan() {
+                    (token, best) = (index, logit);
+                }
+                if logit.is_nan() {
+                    break;
+                }
+            }
+            (token, best)
+        };
+        Ok(logits.chunks(self.size).map(best).collect())
+    }
+}
+
+#[inline(always)]
+fn log_probability(logits: &[f32], token: usize) -> (f64, bool) {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let total = sum(logits, |logit| exp(logit - largest));
+    let own = logits.get(token).copied().unwrap_or(f32::NAN);
+    // `max` overlooks NaN, and a logit that is one must be seen.
+    let total = if logits.iter().any(|logit| logit.is_nan()) { f32::NAN } else { total };
+    let greedy = logits.iter().position(|&logit| logit == largest) == Some(token);
+    (f64::from(own - largest) - libm::log(f64::from(total)), greedy)
+}
+
+/// Sums up the tokens of each continuation.
+pub(super) fn gather(prompts: &[Prompt<'_>], tokens: &[(f64, bool)]) -> Vec<Vec<Likelihood>> {
+    let mut tokens = tokens.iter();
+    let mut likelihood = |length: usize| {
+        let mut all = Likelihood { log: 0.0, greedy: true };
+        for (log, greedy) in tokens.by_ref().take(length) {
+            all.log += log;
+            all.greedy &= greedy;
+        }
+        all
+    };
+    prompts.iter().map(|prompt| prompt.continuations.iter().map(|tokens| likelihood(tokens.len())).collect()).collect()
+}
+
+/// One answer while it is being given.
+#[derive(Debug, Default)]
+pub(super) struct Answer {
+    pub(super) tokens: Vec<u32>,
+    pub(super) done: bool,
+}
+
+impl Answer {
+    /// Takes the next token, and says whether there is to be another.
+    ///
+    /// # Errors
+    /// If the logits hold NaN.
+    pub(super) fn take(
+        &mut self,
+        (token, logit): (u32, f32),
+        limit: usize,
+        ends: &[u32],
+        stop: &(dyn Fn(&[u32]) -> bool + Sync),
+    ) -> Result<(), ModelError> {
+        if !logit.is_finite() {
+            return Err(ModelError::Input("the model's output is NaN or infinite".into()));
+        }
+        if ends.contains(&token) {
+            self.done = true;
+        } else {
+            self.tokens.push(token);
+            self.done = self.tokens.len() >= limit || stop(&self.tokens);
+        }
+        Ok(())
+    }
+}
