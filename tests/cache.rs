@@ -54,6 +54,7 @@ fn a_damaged_entry_is_never_used() {
     let right = built(&resolved, &cache, &merge);
     let path = entry(&cache, &merge);
     let whole = fs::read(&path).unwrap();
+    assert_eq!(built(&resolved, &cache, &merge), right, "the sound entry is as good as building");
     // Other weights, all finite, in a file that is sound in all else.
     File::options().write(true).open(&path).unwrap().write_all_at(&0.25_f32.to_le_bytes(), whole.len() as u64 - 4).unwrap();
     assert_ne!(fs::read(&path).unwrap(), whole);

@@ -45,6 +45,11 @@ fn struck(name: &str, set: &[&str]) -> Value {
     wait_for_results(folder.path(), 1);
     let scorer = wait_for("a scorer", || scorers_of(run.id()).first().copied());
     assert!(signal(scorer, name));
+    if ["-BUS", "-SEGV"].contains(&name) {
+        // Rust looks at the first of these, finds no fault of its own behind it, and lets the next one through.
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        signal(scorer, name);
+    }
     assert!(run.wait().unwrap().success());
     let shown = small::show(folder.path(), "search");
     assert_eq!((&shown["finished"], &shown["offspring"]["committed"]), (&true.into(), &12.into()), "{shown}");
@@ -117,17 +122,6 @@ fn a_child_limits_its_memory_its_files_and_its_core_files() {
     assert_eq!(limit("Max core file size"), "0");
     drop(input);
     child.wait().unwrap();
-}
-
-#[test]
-fn too_little_memory_is_a_failure_and_not_the_machines_end() {
-    let folder = tempfile::tempdir().unwrap();
-    small::search(folder.path(), &SLOW, 400, 16);
-    let mut run = start(folder.path(), &["stop.offspring=4", "evaluator.memory_bytes=4000000"]);
-    let mut said = String::new();
-    std::io::Read::read_to_string(&mut run.stderr.take().unwrap(), &mut said).unwrap();
-    assert_eq!(run.wait().unwrap().code(), Some(1), "{said}");
-    assert!(said.contains("evaluator.memory_bytes") || said.contains("memory allocation"), "{said}");
 }
 
 #[test]

@@ -137,7 +137,7 @@ impl Task {
 pub fn resolve(definition: Definition, cache: &DigestCache) -> Result<Resolved, ResolveError> {
     let mut problems = Vec::new();
     let models = open_models(&definition, &mut problems);
-    let models = models.and_then(|(base, experts)| read_models(base, experts, cache, &mut problems));
+    let models = models.and_then(|(base, experts)| read_models(base, &experts, cache, &mut problems));
     let default_labels = models.as_ref().map_or_else(Vec::new, |(base, ..)| labels_of(base));
     let tasks: Vec<_> = definition.tasks.iter().filter_map(|task| resolve_task(task, &default_labels, &mut problems)).collect();
     match models {
@@ -170,11 +170,11 @@ pub fn preflight(definition: Definition) -> Result<Resolved, ResolveError> {
     }
 }
 
+/// The base, and the experts with their names.
+type Opened<'d> = (Arc<Checkpoint>, Vec<(&'d str, Checkpoint)>);
+
 /// Opens base and experts; `None` if the base cannot be used, in which case nothing can be said of the experts' fit.
-fn open_models<'d>(
-    definition: &'d Definition,
-    problems: &mut Vec<String>,
-) -> Option<(Arc<Checkpoint>, Vec<(&'d str, Checkpoint)>)> {
+fn open_models<'d>(definition: &'d Definition, problems: &mut Vec<String>) -> Option<Opened<'d>> {
     let base = match Checkpoint::open(&definition.models.base) {
         Ok(base) => Arc::new(base),
         Err(error) => {
@@ -200,7 +200,7 @@ fn open_models<'d>(
 /// Reads every weight once: refuses NaN and infinity, and takes the digests.
 fn read_models(
     base: Arc<Checkpoint>,
-    experts: Vec<(&str, Checkpoint)>,
+    experts: &[(&str, Checkpoint)],
     cache: &DigestCache,
     problems: &mut Vec<String>,
 ) -> Option<(Arc<Checkpoint>, Source, Vec<Source>)> {

@@ -491,8 +491,10 @@ impl Program<'_> {
             }
         }
         let mut values: Vec<_> = wanted.iter().map(|&step| self.value(step, job, buffers)).collect();
-        if let (Some(target), Some(first)) = (target, values.first_mut()) {
-            *first = target;
+        if let Some(target) = target {
+            // The first may be wanted twice, by a build and by a tee.
+            let target: &[f32] = target;
+            values.iter_mut().zip(wanted).filter(|(_, step)| wanted.first() == Some(*step)).for_each(|(value, _)| *value = target);
         }
         then(&values)
     }

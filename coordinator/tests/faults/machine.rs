@@ -338,6 +338,7 @@ impl World {
                 // A comparison is not journaled as a result.
                 let records = self.disk.0.borrow();
                 let token = stored.report.token.unwrap();
+                self.vanished.remove(&token.spec);
                 let of = |record: &evolver_coordinator::journal::Record| match record {
                     evolver_coordinator::journal::Record::Result { number, recipe, worker, attempt, .. }
                         if (*number, worker, *attempt) == (token.spec, &machine.name, token.attempt) =>

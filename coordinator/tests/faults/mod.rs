@@ -510,8 +510,8 @@ impl World {
                 self.after(5000 + long % 90_000, Event::Calm(Kind::DiskFull, 0));
             }
             Kind::Vanish => {
-                self.machines[machine].gone = true;
-                if let Some(spec) = self.machines[machine].spec() {
+                let gone = std::mem::replace(&mut self.machines[machine].gone, true);
+                if let Some(spec) = self.machines[machine].spec().filter(|_| !gone) {
                     self.vanished.insert(spec, self.now);
                 }
                 self.seen.add("vanished", 1);

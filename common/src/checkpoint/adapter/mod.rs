@@ -3,7 +3,7 @@
 //!
 //! LoRA's scale is `alpha / r`, or `alpha / sqrt(r)` with rank-stabilised LoRA (`use_rslora`).
 //!
-//! - [`config`]: `adapter_config.json`.
+//! - [`config`]: the adapter's `adapter_config.json`.
 //! - [`change`]: what is done to a tensor.
 
 mod change;
