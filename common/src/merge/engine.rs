@@ -494,7 +494,11 @@ impl Program<'_> {
         if let Some(target) = target {
             // The first may be wanted twice, by a build and by a tee.
             let target: &[f32] = target;
-            values.iter_mut().zip(wanted).filter(|(_, step)| wanted.first() == Some(*step)).for_each(|(value, _)| *value = target);
+            values
+                .iter_mut()
+                .zip(wanted)
+                .filter(|(_, step)| wanted.first() == Some(*step))
+                .for_each(|(value, _)| *value = target);
         }
         then(&values)
     }
