@@ -1,4 +1,5 @@
 //! PEFT adapters against what the real peft merges (`golden/make_adapters.py`).
+#![expect(clippy::unwrap_used, reason = "a test's helper fails as its test does")]
 
 use std::{path::Path, sync::Arc};
 

@@ -2,6 +2,7 @@
 //!
 //! A short run is an ordinary test. A long one: `PROPTEST_CASES=1000000 cargo test --release -p evolver-oneshot --test fuzz`. What fails is shrunk and
 //! printed; put its bytes into the corpus.
+#![expect(clippy::unwrap_used, reason = "a test's helper fails as its test does")]
 
 use std::{fs, path::Path};
 

@@ -123,7 +123,7 @@ impl<'a> Drafts<'a> {
             label: module.name.as_ref().map_or_else(String::new, |name| format!("modules.{name}")),
             sliced: false,
         };
-        let wanted =
+        let wanted: Vec<_> =
             tensors.names.iter().map(|name| Wanted { name: name.clone(), sources: vec![name.clone(); entries.len()] }).collect();
         // What a model has besides is only told apart where the whole network is one module.
         if config.modules.len() == 1 {
@@ -136,7 +136,7 @@ impl<'a> Drafts<'a> {
                 }
             }
         }
-        self.part(sources, wanted, None);
+        self.part(sources, &wanted, None);
     }
 
     /// Ranges of layers, one after the other. What stands outside the layers goes with the first slice if it comes before them, else with the last.
@@ -180,7 +180,7 @@ impl<'a> Drafts<'a> {
                 label,
                 sliced: true,
             };
-            self.part(sources, wanted, Some(stack.clone()));
+            self.part(sources, &wanted, Some(stack.clone()));
         }
         self.stacks.push((stack, origins));
     }
@@ -232,7 +232,7 @@ impl<'a> Drafts<'a> {
     }
 
     /// Tells base and models apart, compares them tensor by tensor, and keeps the part.
-    fn part(&mut self, sources: Sources<'_>, wanted: Vec<Wanted>, stack: Option<String>) {
+    fn part(&mut self, sources: Sources<'_>, wanted: &[Wanted], stack: Option<String>) {
         let uses = merge::find(&self.config.method).map_or(Base::Unused, merge::Method::base);
         let base = sources.base.filter(|_| uses != Base::Unused);
         let names = |column: Option<usize>| -> Vec<String> {
@@ -264,15 +264,15 @@ impl<'a> Drafts<'a> {
             .map(|(model, names)| (*model, names))
             .chain(models.iter().map(|(model, names, _)| (*model, names)))
             .collect();
-        let (tensors, kept) = self.fit(&sources.label, &wanted, &compared);
+        let (tensors, kept) = self.fit(&sources.label, wanted, &compared);
         let operand =
             |model: usize, names: &[String]| Operand { model, names: kept.iter().map(|&index| names[index].clone()).collect() };
         let draft = Draft {
-            label: sources.label.clone(),
+            label: sources.label,
             stack,
             base: base_operand.as_ref().map(|(model, names)| operand(*model, names)),
             models: models.iter().map(|(model, names, parameters)| (operand(*model, names), parameters.clone())).collect(),
-            parameters: sources.parameters.clone(),
+            parameters: sources.parameters,
             tensors,
         };
         if !draft.tensors.is_empty() {
