@@ -75,18 +75,18 @@ fn seen(plans: impl Iterator<Item = Plan>) -> Seen {
 
 #[test]
 fn nearly_all_time_is_of_use_where_each_machine_is_preempted_every_twenty_scorings() {
-    let seen = seen((0..20).map(|seed| Plan::preempting(seed, 20)));
+    let seen = seen((0..8).map(|seed| Plan::preempting(seed, 20)));
     let (useful, busy, preempted) = (seen.0["useful ms"], seen.0["busy ms"], seen.0["preempted"]);
     println!("{preempted} preemptions; {useful} of {busy} ms were of use");
-    assert!(preempted > 100 && 100 * useful >= 95 * busy);
+    assert!(preempted > 30 && 100 * useful >= 95 * busy);
 }
 
 #[test]
 fn what_a_vanished_machine_held_is_soon_taken_over() {
-    let seen = seen((0..40).map(Plan::vanishing));
+    let seen = seen((0..10).map(Plan::vanishing));
     let (taken, late) = (seen.0["taken over"], seen.0.get("taken over late").copied().unwrap_or(0));
     println!("{taken} leases of vanished machines were taken over, {late} of them after more than 65 s");
-    assert!(taken > 100 && 100 * late <= taken);
+    assert!(taken > 30 && 100 * late <= taken);
 }
 
 /// What must have been seen, so that nothing here passes by not happening.

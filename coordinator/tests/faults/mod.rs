@@ -143,14 +143,14 @@ impl Plan {
 
     /// A longer search on machines that are preempted again and again, and in which nothing else goes wrong.
     pub(crate) fn preempting(seed: u64, after: u32) -> Self {
-        Self { seed, faults: Vec::new(), liar: false, preempted_after: Some(after), offspring: Some(300) }
+        Self { seed, faults: Vec::new(), liar: false, preempted_after: Some(after), offspring: Some(150) }
     }
 
     /// A search from which machines vanish without a word.
     pub(crate) fn vanishing(seed: u64) -> Self {
         let fault =
             |at: u64| Fault { at: 3000 + 9000 * at, kind: Kind::Vanish, choice: u32::try_from(at * 7919 + seed).unwrap() };
-        Self { seed, faults: (0..20).map(fault).collect(), liar: false, preempted_after: None, offspring: Some(300) }
+        Self { seed, faults: (0..20).map(fault).collect(), liar: false, preempted_after: None, offspring: Some(100) }
     }
 
     /// The shortest list of faults that still goes wrong.
