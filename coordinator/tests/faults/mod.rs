@@ -121,6 +121,8 @@ pub(crate) struct Plan {
     liar: bool,
     /// Each machine is preempted in the middle of so many scorings, and another takes its place.
     preempted_after: Option<u32>,
+    /// Scoring takes at most two seconds.
+    quick: bool,
     offspring: Option<u64>,
 }
 
@@ -138,19 +140,19 @@ impl Plan {
         let mut sick = false;
         faults.retain(|fault| fault.kind != Kind::Sick || !std::mem::replace(&mut sick, true));
         faults.sort_by_key(|fault| fault.at);
-        Self { seed, faults, liar: random.random_range(0..4) == 0, preempted_after: None, offspring: None }
+        Self { seed, faults, liar: random.random_range(0..4) == 0, preempted_after: None, quick: false, offspring: None }
     }
 
     /// A longer search on machines that are preempted again and again, and in which nothing else goes wrong.
     pub(crate) fn preempting(seed: u64, after: u32) -> Self {
-        Self { seed, faults: Vec::new(), liar: false, preempted_after: Some(after), offspring: Some(150) }
+        Self { seed, faults: Vec::new(), liar: false, preempted_after: Some(after), quick: false, offspring: Some(150) }
     }
 
     /// A search from which machines vanish without a word.
     pub(crate) fn vanishing(seed: u64) -> Self {
         let fault =
             |at: u64| Fault { at: 3000 + 9000 * at, kind: Kind::Vanish, choice: u32::try_from(at * 7919 + seed).unwrap() };
-        Self { seed, faults: (0..20).map(fault).collect(), liar: false, preempted_after: None, offspring: Some(100) }
+        Self { seed, faults: (0..20).map(fault).collect(), liar: false, preempted_after: None, quick: true, offspring: Some(400) }
     }
 
     /// The shortest list of faults that still goes wrong.
