@@ -131,7 +131,7 @@ impl Vocabulary {
             match tokenizer.strip(rows) {
                 Ok(0) => {}
                 Ok(count) => {
-                    notes.push(format!("{count} tokens of {} have no embeddings and are left out", models[origin].reference))
+                    notes.push(format!("{count} tokens of {} have no embeddings and are left out", models[origin].reference));
                 }
                 Err(sentence) => problems.push(format!("{}: {sentence}", models[origin].reference)),
             }
