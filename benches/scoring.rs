@@ -105,7 +105,7 @@ fn decoder(criterion: &mut Criterion) {
         dev: data::read(&texts).unwrap(),
         test: Vec::new(),
     };
-    let mut evaluator = evaluate::open(&setup, input).unwrap();
+    let mut evaluator = evaluate::open(&setup, &input).unwrap();
     let all: Vec<_> = (0..evaluator.items(Split::Dev)).collect();
     let mut group = criterion.benchmark_group("decoder");
     group.sample_size(10).warm_up_time(Duration::from_secs(1)).throughput(Throughput::Elements(all.len() as u64));

@@ -81,7 +81,7 @@ impl Link {
         let asked = status.code() == Code::ResourceExhausted || status.metadata().contains_key(evolver_proto::PUSHBACK);
         if !asked {
             self.turn();
-            if self.at % self.options.target.addresses.len().max(1) != 0 {
+            if !self.at.is_multiple_of(self.options.target.addresses.len().max(1)) {
                 return Ok(());
             }
         }

@@ -59,7 +59,7 @@ struct Choice {
     items: Splits<Item>,
 }
 
-fn open(setup: &Setup, input: TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError> {
+fn open(setup: &Setup, input: &TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError> {
     let task = &input.task;
     let settings = Settings::new(&DECLARATION, task);
     let architecture = setup.architecture(&[Kind::Decoder, Kind::EncoderDecoder], DECLARATION.name)?;
@@ -122,7 +122,7 @@ fn open(setup: &Setup, input: TaskInput) -> Result<Box<dyn Evaluator>, EvaluateE
         Ok(Item { context, bytes: bytes(&choices), choices: choices_tokens, right })
     };
     Ok(Box::new(Choice {
-        items: Splits::new(&input, |rows| rows.par_iter().map(one).collect::<Result<_, EvaluateError>>())?,
+        items: Splits::new(input, |rows| rows.par_iter().map(one).collect::<Result<_, EvaluateError>>())?,
         name: task.name.clone(),
         normalized: task.metric() == "accuracy_norm",
         budget: batches::budget(setup.batch_tokens, &setup.config),

@@ -74,8 +74,8 @@ pub struct Classification {
     texts: Splits<Text>,
 }
 
-fn open(setup: &Setup, input: TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError> {
-    Ok(Box::new(Classification::open(setup, &input)?))
+fn open(setup: &Setup, input: &TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError> {
+    Ok(Box::new(Classification::open(setup, input)?))
 }
 
 impl Classification {

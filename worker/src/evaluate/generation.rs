@@ -71,7 +71,7 @@ struct Generation {
     items: Splits<Item>,
 }
 
-fn open(setup: &Setup, input: TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError> {
+fn open(setup: &Setup, input: &TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError> {
     let task = &input.task;
     let settings = Settings::new(&DECLARATION, task);
     let architecture = setup.architecture(&[Kind::Decoder, Kind::EncoderDecoder], DECLARATION.name)?;
@@ -103,7 +103,7 @@ fn open(setup: &Setup, input: TaskInput) -> Result<Box<dyn Evaluator>, EvaluateE
         Ok(Item { prompt, right: right.texts(row)? })
     };
     Ok(Box::new(Generation {
-        items: Splits::new(&input, |rows| rows.par_iter().map(one).collect::<Result<_, EvaluateError>>())?,
+        items: Splits::new(input, |rows| rows.par_iter().map(one).collect::<Result<_, EvaluateError>>())?,
         metric: task.metric().to_owned(),
         limit: answer,
         stop: settings.texts("stop").into_iter().filter(|text| !text.is_empty()).collect(),

@@ -49,7 +49,7 @@ struct Images {
     items: Splits<Item>,
 }
 
-fn open(setup: &Setup, input: TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError> {
+fn open(setup: &Setup, input: &TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError> {
     let task = &input.task;
     let architecture = setup.architecture(&[Kind::Vision], DECLARATION.name)?;
     enough_labels(&task.name, &input.labels)?;
@@ -59,7 +59,7 @@ fn open(setup: &Setup, input: TaskInput) -> Result<Box<dyn Evaluator>, EvaluateE
         Ok(Item { label: row.label(&task.label, &input.labels)?, row: row.clone() })
     };
     let images = Images {
-        items: Splits::new(&input, |rows| rows.iter().map(one).collect::<Result<_, EvaluateError>>())?,
+        items: Splits::new(input, |rows| rows.iter().map(one).collect::<Result<_, EvaluateError>>())?,
         plan: architecture.head(&setup.config, Use::Whole)?,
         name: task.name.clone(),
         labels: input.labels.len(),

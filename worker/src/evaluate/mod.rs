@@ -58,7 +58,7 @@ pub struct Declaration {
     open: Open,
 }
 
-type Open = fn(&Setup, TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError>;
+type Open = fn(&Setup, &TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError>;
 
 /// Every evaluator.
 pub const EVALUATORS: &[&Declaration] = &[
@@ -155,7 +155,7 @@ pub struct TaskInput {
 }
 
 /// Something for each split.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Splits<T> {
     dev: Vec<T>,
     test: Vec<T>,
@@ -265,7 +265,7 @@ pub fn complete(definition: &mut Definition) -> Result<(), Vec<String>> {
         match (&task.metric, metrics.clone().next()) {
             (None, Some(first)) => task.metric = Some(first.to_owned()),
             (None, None) => {
-                problems.push(format!("{at}.metric is missing: the evaluator {} has none of its own", task.evaluator))
+                problems.push(format!("{at}.metric is missing: the evaluator {} has none of its own", task.evaluator));
             }
             (Some(metric), Some(_)) if !metrics.clone().any(|known| known == metric) => problems.push(format!(
                 "{at}.metric: the evaluator {} has no metric {}",
@@ -306,7 +306,7 @@ impl Evaluators {
                 test: found.test.as_ref().map_or(Ok(Vec::new()), |test| read(test, task.test_items))?,
                 task: task.clone(),
             };
-            tasks.push((task.name.clone(), open(&setup, input)?));
+            tasks.push((task.name.clone(), open(&setup, &input)?));
         }
         Ok(Self { setup, tasks })
     }
@@ -350,7 +350,7 @@ impl Evaluators {
 ///
 /// # Errors
 /// If there is none of this name, or it refuses the task.
-pub fn open(setup: &Setup, input: TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError> {
+pub fn open(setup: &Setup, input: &TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError> {
     let name = &input.task.evaluator;
     let found = EVALUATORS.iter().find(|known| known.name == name);
     let declaration = found.ok_or_else(|| {

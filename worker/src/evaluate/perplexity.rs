@@ -43,7 +43,7 @@ struct Perplexity {
     items: Splits<Item>,
 }
 
-fn open(setup: &Setup, input: TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError> {
+fn open(setup: &Setup, input: &TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError> {
     let task = &input.task;
     let architecture = setup.architecture(&[Kind::Decoder], DECLARATION.name)?;
     let tokenizer = setup.tokenizer()?;
@@ -65,7 +65,7 @@ fn open(setup: &Setup, input: TaskInput) -> Result<Box<dyn Evaluator>, EvaluateE
         Ok(Item { bytes: text.len().max(1), tokens })
     };
     Ok(Box::new(Perplexity {
-        items: Splits::new(&input, |rows| rows.par_iter().map(one).collect::<Result<_, EvaluateError>>())?,
+        items: Splits::new(input, |rows| rows.par_iter().map(one).collect::<Result<_, EvaluateError>>())?,
         name: task.name.clone(),
         budget: batches::budget(setup.batch_tokens, &setup.config),
         window,

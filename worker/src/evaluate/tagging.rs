@@ -47,7 +47,7 @@ struct Tagging {
     items: Splits<Item>,
 }
 
-fn open(setup: &Setup, input: TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError> {
+fn open(setup: &Setup, input: &TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError> {
     let task = &input.task;
     let architecture = setup.architecture(&[Kind::Encoder], DECLARATION.name)?;
     enough_labels(&task.name, &input.labels)?;
@@ -76,11 +76,11 @@ fn open(setup: &Setup, input: TaskInput) -> Result<Box<dyn Evaluator>, EvaluateE
         Ok(Item { tokens, firsts, tags })
     };
     Ok(Box::new(Tagging {
-        items: Splits::new(&input, |rows| rows.par_iter().map(one).collect::<Result<_, EvaluateError>>())?,
+        items: Splits::new(input, |rows| rows.par_iter().map(one).collect::<Result<_, EvaluateError>>())?,
         plan: architecture.head(&setup.config, Use::Tokens)?,
         name: task.name.clone(),
         budget: batches::budget(setup.batch_tokens, &setup.config),
-        labels: input.labels,
+        labels: input.labels.clone(),
     }))
 }
 

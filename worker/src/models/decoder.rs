@@ -53,6 +53,9 @@ impl Forest {
     }
 }
 
+/// Is shown a layer's keys and values.
+type Show<'a> = &'a mut dyn FnMut(usize, [&Tensor; 2]) -> Result<(), ModelError>;
+
 impl Decoder {
     fn embed(&self, tokens: &[u32], positions: &[usize], mode: Mode) -> Result<Tensor, ModelError> {
         let mut tables = vec![(&self.words, self.scale)];
@@ -66,11 +69,7 @@ impl Decoder {
     }
 
     /// The last hidden state of every token. `seen` is shown each layer's keys and values.
-    fn states(
-        &self,
-        forest: &Forest,
-        seen: &mut dyn FnMut(usize, [&Tensor; 2]) -> Result<(), ModelError>,
-    ) -> Result<Tensor, ModelError> {
+    fn states(&self, forest: &Forest, seen: Show<'_>) -> Result<Tensor, ModelError> {
         let positions = Segment::positions(&forest.segments);
         let mut x = self.embed(&forest.tokens, &positions, Mode::Batch)?;
         for (index, layer) in self.layers.iter().enumerate() {

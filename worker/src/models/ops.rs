@@ -181,7 +181,7 @@ pub(super) fn chunks(out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f
         wide(
             #[inline(always)]
             || work(chunk * ROWS, out),
-        )
+        );
     });
 }
 

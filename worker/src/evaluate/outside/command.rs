@@ -42,13 +42,13 @@ struct Run {
     rows: Rows,
 }
 
-fn open(_: &Setup, input: TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError> {
+fn open(_: &Setup, input: &TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError> {
     let settings = Settings::new(&DECLARATION, &input.task);
     Ok(Box::new(Run {
         program: Program::new(settings.texts("command"), &input.task, &settings),
-        rows: Rows::new(&input),
+        rows: Rows::new(input),
         metric: input.task.metric().to_owned(),
-        task: input.task.name,
+        task: input.task.name.clone(),
     }))
 }
 

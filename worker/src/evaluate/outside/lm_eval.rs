@@ -72,7 +72,7 @@ struct Harness {
     rows: Rows,
 }
 
-fn open(_: &Setup, input: TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError> {
+fn open(_: &Setup, input: &TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError> {
     let settings = Settings::new(&DECLARATION, &input.task);
     for row in input.dev.iter().chain(&input.test) {
         document(row)?;
@@ -85,7 +85,7 @@ fn open(_: &Setup, input: TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError
     arguments.extend(settings.texts("arguments"));
     Ok(Box::new(Harness {
         program: Program::new(arguments, &input.task, &settings),
-        rows: Rows::new(&input),
+        rows: Rows::new(input),
         metric: input.task.metric().to_owned(),
         task: settings.text("harness_task"),
         filter: settings.text("filter"),
@@ -207,7 +207,7 @@ mod tests {
             seconds: 1.0,
             memory: None,
         };
-        let rows = Rows(super::super::Splits::default());
+        let rows = Rows(super::super::Splits { dev: Vec::new(), test: Vec::new() });
         Harness { metric: "acc".into(), task: "t".into(), filter: "none".into(), model_args: String::new(), program, rows }
     }
 

@@ -99,16 +99,16 @@ struct Resident {
     asked: u64,
 }
 
-fn open(_: &Setup, input: TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError> {
+fn open(_: &Setup, input: &TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError> {
     let settings = Settings::new(&DECLARATION, &input.task);
     Ok(Box::new(Resident {
         program: Program::new(settings.texts("command"), &input.task, &settings),
         parameters: settings.all().into(),
         start: settings.number("start_seconds"),
         silent: settings.number("silent_seconds"),
-        rows: Rows::new(&input),
+        rows: Rows::new(input),
         metric: input.task.metric().to_owned(),
-        task: input.task.name,
+        task: input.task.name.clone(),
         session: None,
         asked: 0,
     }))

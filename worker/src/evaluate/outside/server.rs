@@ -145,7 +145,7 @@ struct Server {
     running: Option<(Running, String)>,
 }
 
-fn open(declaration: &'static Declaration, swap: Swap, input: TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError> {
+fn open(declaration: &'static Declaration, swap: Swap, input: &TaskInput) -> Result<Box<dyn Evaluator>, EvaluateError> {
     let task = &input.task;
     let settings = Settings::new(declaration, task);
     let (text, right) = (Column::new(&task.text)?, Column::new(&task.label)?);
@@ -185,7 +185,7 @@ fn open(declaration: &'static Declaration, swap: Swap, input: TaskInput) -> Resu
         at_once: settings.integer("at_once"),
         metric: task.metric().to_owned(),
         items: [read(&input.dev)?, read(&input.test)?],
-        task: input.task.name,
+        task: input.task.name.clone(),
         running: None,
     }))
 }
