@@ -1,7 +1,7 @@
 //! Every architecture against `transformers`, on tiny models with made-up weights.
 //!
 //! `golden/make_architectures.py` wrote the golden values, and makes the weights as [`values`] does here.
-#![expect(clippy::unwrap_used, reason = "a test's helper fails as its test does")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test's helper fails as its test does, and says what it found")]
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,6 @@
 //! The worker's cache of built weights: damaged entries are built again, and a full disk costs the cache and not the result.
 #![cfg(target_os = "linux")]
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test's helper fails as its test does; a skipped part says so")]
+#![expect(clippy::unwrap_used, reason = "a test's helper fails as its test does")]
 
 mod small;
 

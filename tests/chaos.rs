@@ -5,11 +5,7 @@
 //!     tests/chaos-sweep                                                       # eight workers, three minutes
 //!     EVOLVER_CHAOS_SECONDS=7200 tests/chaos-sweep                            # by the hour
 #![cfg(target_os = "linux")]
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a test's helper fails as its test does; the storm says what it did"
-)]
+#![expect(clippy::unwrap_used, reason = "a test's helper fails as its test does")]
 
 mod small;
 mod weather;

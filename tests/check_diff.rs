@@ -90,7 +90,7 @@ fn a_diff_is_a_table_json_and_a_page() {
     let (base, mut a, mut b) = (Model::new(1, 2, &WORDS), Model::new(1, 2, &WORDS), Model::new(1, 2, &WORDS));
     let q = "model.layers.1.self_attn.q_proj.weight";
     let step = |model: &mut Model, steps: [f32; 3]| {
-        model.tensors.get_mut(q).unwrap().1.iter_mut().zip(steps).for_each(|(value, step)| *value += step)
+        model.tensors.get_mut(q).unwrap().1.iter_mut().zip(steps).for_each(|(value, step)| *value += step);
     };
     step(&mut a, [3.0, 4.0, 0.0]);
     step(&mut b, [3.0, -4.0, 12.0]);

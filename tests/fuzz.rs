@@ -23,7 +23,7 @@ fn rounds() -> u64 {
 /// The lines of a corpus file, in hexadecimal.
 fn corpus(name: &str) -> Vec<Vec<u8>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(name);
-    let seeds: Vec<_> = fs::read_to_string(path).unwrap().lines().map(|line| hex(line)).collect();
+    let seeds: Vec<_> = fs::read_to_string(path).unwrap().lines().map(hex).collect();
     assert!(seeds.len() >= 3);
     seeds
 }

@@ -1,10 +1,6 @@
 //! Base and experts are mapped and never copied: what four workers take for themselves is bounded by one model each.
 #![cfg(target_os = "linux")]
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a test's helper fails as its test does; the figure is worth a line"
-)]
+#![expect(clippy::unwrap_used, reason = "a test's helper fails as its test does")]
 
 mod quickstart;
 mod small;

@@ -272,7 +272,8 @@ fn adapters_that_cannot_be_read_are_refused() {
     let tensor =
         |name: &str, shape: &[usize]| (format!("base_model.model.{name}"), (shape.to_vec(), vec![0.5; shape.iter().product()]));
     let q = "model.layers.0.self_attn.q_proj";
-    let mut write = |tensors: Vec<(String, (Vec<usize>, Vec<f32>))>| {
+    type Tensor = (String, (Vec<usize>, Vec<f32>));
+    let mut write = |tensors: Vec<Tensor>| {
         adapter.tensors = tensors.into_iter().collect();
         let names: Vec<_> = adapter.tensors.keys().cloned().collect();
         adapter.write_file(&bench.path("lora/adapter_model.safetensors"), &names);

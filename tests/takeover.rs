@@ -159,7 +159,7 @@ fn what_a_dead_agent_finished_is_handed_in_by_the_next_and_not_scored_again() {
     assert!(!next.0.wait().unwrap().success());
     assert_eq!(spooled(&folder.join("cache")), [] as [PathBuf; 0]);
     let Some(Record::Result { attempt, .. }) =
-        records(folder).into_iter().filter(|record| matches!(record, Record::Result { .. })).next_back()
+        records(folder).into_iter().rfind(|record| matches!(record, Record::Result { .. }))
     else {
         panic!("no result");
     };

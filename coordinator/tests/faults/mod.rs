@@ -3,7 +3,7 @@
 //! Everything that happens follows from a [`Plan`]: a seed, and a list of faults, which can be shortened until nothing can be left out. Scores are a
 //! pure function of the model, so the end is known beforehand.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails by panicking, and says what it saw")]
 
 mod machine;
 mod network;
@@ -544,7 +544,7 @@ impl World {
             }
             Kind::Sick => self.machines[machine].sick = true,
             Kind::ChildKilled | Kind::ChildFailed | Kind::NotANumber | Kind::Hang => {
-                self.machines[machine].next = Some(fault.kind)
+                self.machines[machine].next = Some(fault.kind);
             }
             Kind::SameName => {
                 let name = self.machines[machine].name.clone();
