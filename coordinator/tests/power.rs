@@ -214,11 +214,7 @@ fn apply(bytes: &mut Vec<u8>, step: &Step, mut kept: impl FnMut() -> bool) {
                 }
             }
         }
-        Step::Truncate(_, length) => {
-            if kept() {
-                bytes.resize(*length, 0);
-            }
-        }
+        Step::Truncate(_, length) if kept() => bytes.resize(*length, 0),
         _ => {}
     }
 }
