@@ -77,6 +77,8 @@ fn open(setup: &Setup, input: &TaskInput) -> Result<Box<dyn Evaluator>, Evaluate
 fn windows(length: usize, window: usize, stride: usize) -> Vec<(usize, usize, usize)> {
     let mut windows = Vec::new();
     let mut predicted = 1;
+    // A window has one token at least that is not predicted, to predict the others from.
+    let stride = stride.min(window.saturating_sub(1)).max(1);
     while predicted < length {
         let end = if predicted == 1 { window.min(length) } else { (predicted + stride).min(length) };
         windows.push((end.saturating_sub(window), predicted, end));
