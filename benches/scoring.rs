@@ -52,7 +52,7 @@ fn scoring(criterion: &mut Criterion) {
         group.bench_function(format!("{threads} threads"), |bencher| {
             bencher.iter(|| {
                 let candidate = Candidate { shared: ModelWeights::of(&model), heads: Vec::new() };
-                pool.install(|| evaluator.evaluate(candidate, Split::Dev, &mut |_, _| ControlFlow::Continue(()))).unwrap()
+                pool.install(|| evaluator.evaluate(candidate, Split::Dev.into(), &mut |_, _| ControlFlow::Continue(()))).unwrap()
             });
         });
         if let Some(python) = std::env::var_os("EVOLVER_TORCH") {

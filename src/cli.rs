@@ -30,12 +30,18 @@ pub(crate) enum Command {
     Merge(Merge),
     /// List the merge methods with their parameters.
     Methods(Methods),
+    /// List the search strategies and acceptance rules with their parameters.
+    Strategies(Strategies),
     /// Score a checkpoint on a search's tasks.
     Evaluate(Evaluate),
     /// Show where a search is and what it found.
     Show(Show),
     /// Write a model of a search as a checkpoint folder.
     Export(Export),
+    /// Raise a search's limits; the run command then goes on.
+    Extend(Extend),
+    /// Hand a model to a search: it is scored as the next offspring.
+    Enqueue(Enqueue),
     /// Check every record of a search's journal.
     Verify {
         /// The search's folder.
@@ -137,6 +143,12 @@ pub(crate) struct Methods {
     pub(crate) name: Option<String>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Strategies {
+    /// Name of one strategy or rule; by default all.
+    pub(crate) name: Option<String>,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum SplitName {
     /// The items that the search selects on.
@@ -177,4 +189,24 @@ pub(crate) struct Export {
     /// Folder to write; must not exist or be empty.
     #[arg(long)]
     pub(crate) out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Extend {
+    /// The search's folder; no coordinator may be running in it.
+    pub(crate) dir: PathBuf,
+    /// A limit and its new value, for instance stop.offspring=200; `none` takes a limit away.
+    #[arg(required = true, value_name = "LIMIT=VALUE")]
+    pub(crate) limits: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Enqueue {
+    /// The search's folder; no coordinator may be running in it.
+    pub(crate) dir: PathBuf,
+    /// File with a recipe in the form that `evolver show` prints, over the search's own checkpoints.
+    pub(crate) recipe: PathBuf,
+    /// Name for the table.
+    #[arg(long, default_value = "enqueued")]
+    pub(crate) name: String,
 }

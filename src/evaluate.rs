@@ -27,7 +27,7 @@ pub(crate) fn evaluate(options: &cli::Evaluate) -> anyhow::Result<()> {
         cli::SplitName::Dev => Split::Dev,
         cli::SplitName::Test => Split::Test,
     };
-    let scores = workshop.score(candidate, split, &mut |_, _| ControlFlow::Continue(()))?;
+    let scores = workshop.score(candidate, split.into(), &mut |_, _| ControlFlow::Continue(()))?;
     let interval = objective.interval(&scores);
     let mut out = std::io::stdout().lock();
     if options.json {

@@ -44,8 +44,11 @@ pub(crate) fn export(options: &cli::Export) -> anyhow::Result<()> {
 
 fn find(replay: &Replay, wanted: &str) -> anyhow::Result<Individual> {
     let search = &replay.search;
-    let mut found: Vec<_> =
-        search.table().into_iter().chain(search.population().iter().cloned()).chain(search.best().cloned()).collect();
+    let mut found: Vec<_> = search
+        .table()
+        .into_iter()
+        .chain(search.population().iter().chain(search.front()).chain(search.best()).cloned())
+        .collect();
     found.retain(|individual| individual.name == wanted || (wanted.len() >= 4 && individual.id.to_string().starts_with(wanted)));
     found.dedup_by_key(|individual| individual.id);
     found.into_iter().next().ok_or_else(|| {

@@ -3,6 +3,7 @@
 //! This page parses, dispatches, prints the error and returns the code; the work is in the crates.
 
 mod cli;
+mod decide;
 mod evaluate;
 mod export;
 mod fail;
@@ -12,6 +13,7 @@ mod progress;
 mod quickstart;
 mod run;
 mod show;
+mod strategies;
 mod table;
 mod worker;
 
@@ -48,6 +50,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::WorkerChild => worker::child(),
         Command::Merge(options) => merge::merge(&options),
         Command::Methods(options) => methods::methods(&options),
+        Command::Strategies(options) => strategies::list(&options),
+        Command::Extend(options) => decide::extend(&options),
+        Command::Enqueue(options) => decide::enqueue(&options),
         Command::Evaluate(options) => evaluate::evaluate(&options),
         Command::Show(options) => show::show(&options),
         Command::Export(options) => export::export(&options),

@@ -78,6 +78,23 @@ fn tokens_labels_and_logits_are_those_of_transformers() {
     assert!(largest <= 1e-4, "{largest:e}");
 }
 
+#[test]
+fn a_part_of_the_items_is_scored_as_in_the_whole() {
+    let groups = golden();
+    let (mut evaluator, model) = open(&groups, 700);
+    let whole = evaluator.evaluate(candidate(&model), Split::Dev.into(), &mut go).unwrap();
+    let items: Vec<_> = whole.tasks.iter().map(|task| task.credits.len()).collect();
+    for (from, to) in [(0, WHOLE / 3), (WHOLE / 3, WHOLE), (WHOLE / 4, WHOLE / 2)] {
+        let subset = Subset::new(5, from, to).unwrap();
+        let portion = Portion { split: Split::Dev, subset: Some(subset) };
+        let part = evaluator.evaluate(candidate(&model), portion, &mut go).unwrap();
+        for (part, expected) in part.tasks.iter().zip(whole.restrict(Split::Dev.into(), subset, &items).tasks) {
+            assert_eq!(part.credits, expected.credits, "{from} to {to}");
+            assert_eq!(part.metrics["accuracy"], expected.metrics["accuracy"]);
+        }
+    }
+}
+
 /// The bits of every logit and every credit, a line for each size of batches; run by the test below in processes of their own.
 #[test]
 #[ignore = "a part of the test below"]
@@ -88,7 +105,7 @@ fn bits() {
     for batch_tokens in alone.into_iter().chain([700, 4096, 1 << 20]) {
         let (mut evaluator, model) = open(&groups, batch_tokens);
         let logits = evaluator.logits(candidate(&model), Split::Dev, &mut go).unwrap();
-        let scores = evaluator.evaluate(candidate(&model), Split::Dev, &mut go).unwrap();
+        let scores = evaluator.evaluate(candidate(&model), Split::Dev.into(), &mut go).unwrap();
         let mut hasher = blake3::Hasher::new();
         for logit in logits.iter().flatten().flatten() {
             hasher.update(&logit.to_le_bytes());

@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 use evolver_common::{
     checkpoint::{Space, SpaceTensor},
     digest::Digest,
-    merge::{Engine, InMemory, Leaf, METHODS, Method, Options, normalize},
-    recipe::{Granularity, Input, Merge, Op, Parameters, Recipe, Value, decode, encode, parse},
+    merge::{Engine, InMemory, Layers, Leaf, METHODS, Method, Options, normalize},
+    recipe::{Granularity, Input, Merge, Op, Parameters, Recipe, Shape, Value, decode, encode, parse},
 };
 use serde::Deserialize;
 
@@ -202,7 +202,7 @@ fn every_method_gives_the_same_bits_whatever_the_blocks_and_threads() {
 fn every_method_works_inside_a_recipe() {
     let (shapes, models) = models();
     for merge in every_merge() {
-        let parent = Recipe::new(Op::Perturb { parent: leaf(1), deviation: 1e-3, seed: 5 });
+        let parent = Recipe::new(Op::Perturb { parent: leaf(1), deviation: 1e-3, seed: 5, shape: Shape::Full });
         let child = Recipe::new(Op::Crossover {
             target: merge.clone(),
             donor: parent.clone(),
@@ -227,12 +227,29 @@ fn every_method_works_inside_a_recipe() {
 }
 
 #[test]
+fn a_splice_takes_the_lower_layers_of_one_model_and_the_upper_ones_of_the_other() {
+    let (shapes, values) = models();
+    let engine = engine(&shapes, &values, 4096);
+    let layers = Layers::new(engine.space());
+    let mut taken = std::collections::BTreeSet::new();
+    for at in [0.0, 0.5, 1.0] {
+        let built = build(&engine, &Recipe::new(Op::Splice { first: leaf(0), second: leaf(1), at }), 2);
+        for (tensor, built) in built.iter().enumerate() {
+            let from = usize::from(layers.depth(tensor) >= at);
+            assert_eq!(built, &values[from][tensor], "split at {at}, {}", layers.name(tensor));
+            taken.insert((tensor, from));
+        }
+    }
+    assert!(taken.len() > shapes.len(), "the split point decides");
+}
+
+#[test]
 fn a_lineage_streams_as_its_steps_would_one_by_one() {
     let (shapes, values) = models();
     let donor = Recipe::new(Op::Differential { target: leaf(0), plus: leaf(1), minus: leaf(2), scale: 0.5 });
     let child =
         Recipe::new(Op::Crossover { target: leaf(0), donor: donor.clone(), rate: 0.3, seed: 9, per: Granularity::Parameter });
-    let grandchild = Recipe::new(Op::Perturb { parent: child.clone(), deviation: 1e-3, seed: 5 });
+    let grandchild = Recipe::new(Op::Perturb { parent: child.clone(), deviation: 1e-3, seed: 5, shape: Shape::Full });
     let mut engine = engine(&shapes, &values, 4096);
     let whole = build(&engine, &grandchild, 2);
     let built_child = build(&engine, &child, 2);

@@ -2,10 +2,10 @@
 
 mod convert;
 
-pub use convert::{WireError, scores_from_wire, scores_to_wire, split_from_wire, split_to_wire};
+pub use convert::{WireError, portion_from_wire, scores_from_wire, scores_to_wire, split_to_wire, subset_to_wire};
 
 /// Version of the protocol; a coordinator refuses a worker that speaks another.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Largest reply that a worker accepts, in bytes. Replies come from the coordinator that the user named, and some are large by right: a recipe of
 /// as many nodes as recipes may have, or a definition with very many models and labels.

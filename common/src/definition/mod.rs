@@ -14,7 +14,10 @@ mod validate;
 pub use self::{
     change::{ChangeError, compatible},
     load::{LoadError, load, parse},
-    model::{Acceptance, Definition, Evaluator, Expert, Fleet, MergeEntry, Models, Role, SearchSettings, Stop, Task},
+    model::{
+        Acceptance, Definition, Evaluator, Expert, Fleet, MergeEntry, Mode, Models, ObjectiveSettings, Role, Scalarisation,
+        SearchSettings, Stop, Task,
+    },
     reference::print,
     resolve::{Data, ResolveError, Resolved, ResolvedTask, Source, resolve},
 };

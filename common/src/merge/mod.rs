@@ -8,6 +8,7 @@
 //! - [`statistics`]: sums and inner products per tensor.
 //! - [`span`], [`sparse`], [`matrix`]: what families of methods share.
 //! - [`settings`]: declared parameters: their check, defaults and documentation, and their values at each tensor.
+//! - [`perturb`]: Gaussian steps.
 //! - [`config`]: mergekit's YAML.
 //! - one file per method, listed in [`METHODS`].
 
@@ -37,6 +38,7 @@ mod order;
 mod pass;
 mod passthrough;
 mod pcb;
+mod perturb;
 mod ram;
 mod sce;
 mod settings;

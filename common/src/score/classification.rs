@@ -16,9 +16,7 @@ const BOOTSTRAP_SEED: u64 = 0x5eed;
 #[must_use]
 pub fn classification(task: &str, truth: &[usize], predicted: &[usize], labels: usize) -> TaskScore {
     let credits: Vec<f32> = truth.iter().zip(predicted).map(|(t, p)| if t == p { 1.0 } else { 0.0 }).collect();
-    #[expect(clippy::cast_precision_loss, reason = "a count of items")]
-    let items = truth.len() as f64;
-    let accuracy = credits.iter().map(|&credit| f64::from(credit)).sum::<f64>() / items;
+    let (accuracy, accuracy_stderr) = deviation_of_mean(&credits);
     let f1_of = |index: &mut dyn Iterator<Item = usize>| {
         let mut table = vec![[0u64; 3]; labels];
         for item in index {
@@ -44,11 +42,19 @@ pub fn classification(task: &str, truth: &[usize], predicted: &[usize], labels: 
         .collect();
     let metrics = BTreeMap::from([
         ("accuracy".to_owned(), accuracy),
-        ("accuracy_stderr".to_owned(), (accuracy * (1.0 - accuracy) / items).sqrt()),
+        ("accuracy_stderr".to_owned(), accuracy_stderr),
         ("macro_f1".to_owned(), f1_of(&mut (0..truth.len()))),
         ("macro_f1_stderr".to_owned(), deviation(&resampled)),
     ]);
     TaskScore { task: task.to_owned(), metrics, credits }
+}
+
+/// The mean of right-or-wrong credits and its standard error, `sqrt(p (1 - p) / n)`; for credits in between the error is an upper bound.
+pub(super) fn deviation_of_mean(credits: &[f32]) -> (f64, f64) {
+    #[expect(clippy::cast_precision_loss, reason = "a count of items")]
+    let items = credits.len() as f64;
+    let mean = credits.iter().map(|&credit| f64::from(credit)).sum::<f64>() / items;
+    (mean, (mean * (1.0 - mean) / items).sqrt())
 }
 
 /// Mean F1 over the labels that occur; each row holds hits, true and predicted counts.

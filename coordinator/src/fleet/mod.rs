@@ -5,8 +5,6 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use evolver_common::recipe::Recipe;
-
 use crate::search::Spec;
 
 /// Leases lost without blame before a spec is given up all the same: it may be what kills its workers.
@@ -89,10 +87,10 @@ impl Fleet {
         self.work.entry(spec.number).or_insert(Work { spec, attempts: 0, lease: None, failures: Vec::new(), losses: 0 });
     }
 
-    /// How a spec without a result is built.
+    /// A spec without a result.
     #[must_use]
-    pub fn recipe(&self, spec: u64) -> Option<&Recipe> {
-        self.work.get(&spec).map(|work| &work.spec.recipe)
+    pub fn spec(&self, number: u64) -> Option<&Spec> {
+        self.work.get(&number).map(|work| &work.spec)
     }
 
     /// Introduces a worker. One that has this name already is taken to be gone: its lease is released.

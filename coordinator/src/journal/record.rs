@@ -1,5 +1,7 @@
 //! What a record says. The body is JSON that a person can query; item outcomes are a blob of little-endian F32 beside it.
 
+use std::collections::BTreeMap;
+
 use evolver_common::{
     digest::Digest,
     score::{Scores, TaskScore},
@@ -78,6 +80,18 @@ pub enum Record {
         /// Why.
         reason: String,
     },
+    /// Limits were raised by an operator. Of each limit the highest that was ever given holds.
+    Extend {
+        /// The new limits; those that are not named stay.
+        limits: BTreeMap<String, Option<f64>>,
+    },
+    /// A model was handed in by an operator: it is the next offspring that is drawn.
+    Enqueue {
+        /// Its name.
+        name: String,
+        /// Its recipe, as text.
+        recipe: String,
+    },
     /// The state after a generation, to be met again on replay.
     State {
         /// Results absorbed.
@@ -97,6 +111,8 @@ impl Record {
             Self::Failure { .. } => "failure",
             Self::Attempt { .. } => "attempt",
             Self::Stop { .. } => "stop",
+            Self::Extend { .. } => "extend",
+            Self::Enqueue { .. } => "enqueue",
             Self::State { .. } => "state",
         }
     }

@@ -15,7 +15,7 @@ use evolver_common::{
     recipe::encode,
     score::{Scores, Split},
 };
-use evolver_proto::{PROTOCOL, request_bytes_max, scores_from_wire, split_to_wire, v1};
+use evolver_proto::{PROTOCOL, request_bytes_max, scores_from_wire, split_to_wire, subset_to_wire, v1};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -23,7 +23,7 @@ use super::replay::{self, Replay, ReplayError, STOP_SECONDS};
 use crate::{
     fleet::{Fleet, Token, Verdict},
     journal::{Journal, JournalError, Record, Timings},
-    search::{Outcome, Phase, TEST_BASE},
+    search::{Outcome, Phase},
 };
 
 /// Requests that may wait.
@@ -390,16 +390,16 @@ impl Core {
 
     /// The scores must cover each task's items, and say the accuracy that their items say.
     fn check(&self, spec: u64, scores: Scores) -> Result<Scores, String> {
-        let split = if spec >= TEST_BASE { Split::Test } else { Split::Dev };
+        let portion = self.fleet.spec(spec).map_or(Split::Dev.into(), |spec| spec.portion);
         let tasks = &self.replay.search.setup().tasks;
         if tasks.len() != scores.tasks.len() {
             return Err(format!("{} tasks were scored, and there are {}", scores.tasks.len(), tasks.len()));
         }
         for ((task, score), weighted) in tasks.iter().zip(&scores.tasks).zip(&self.replay.search.setup().objective.tasks) {
-            let items = if split == Split::Test { task.test_items } else { task.dev_items };
+            let items = portion.count(if portion.split == Split::Test { task.test_items } else { task.dev_items });
             if task.name != score.task || score.credits.len() != items {
                 return Err(format!(
-                    "task {} has {items} items, and {} of task {} were reported",
+                    "task {} has {items} items to be scored, and {} of task {} were reported",
                     task.name,
                     score.credits.len(),
                     score.task
@@ -418,7 +418,7 @@ impl Core {
     }
 
     fn recipe_id(&self, spec: u64) -> Digest {
-        self.fleet.recipe(spec).map_or(self.hash, evolver_common::recipe::Recipe::id)
+        self.fleet.spec(spec).map_or(self.hash, |spec| spec.recipe.id())
     }
 
     /// One synced transaction, then the acknowledgements, then the search.
@@ -511,8 +511,9 @@ impl Core {
                 let assignment = v1::Assignment {
                     token: Some(v1::Token { epoch: token.epoch, spec: token.spec, attempt: token.attempt }),
                     recipe: encode(&spec.recipe),
-                    split: split_to_wire(spec.split),
+                    split: split_to_wire(spec.portion.split),
                     keep: keep.collect(),
+                    subset: spec.portion.subset.map(subset_to_wire),
                 };
                 let reply = lease_reply(v1::lease_reply::Outcome::Assignment(assignment));
                 if waiting.reply.send(Ok(reply)).is_err() {

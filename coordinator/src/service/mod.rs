@@ -11,5 +11,5 @@ mod replay;
 pub use self::{
     core::{Coordinator, EndError, Options, StartError},
     grpc::serve,
-    replay::{Replay, ReplayError, Spent, replay},
+    replay::{LIMITS, Replay, ReplayError, Spent, extend, replay},
 };

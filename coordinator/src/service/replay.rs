@@ -2,21 +2,37 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use evolver_common::{definition::Resolved, digest::Digest};
+use evolver_common::{
+    definition::{Resolved, Stop},
+    digest::Digest,
+    recipe::parse,
+    suggest,
+};
 use thiserror::Error;
 
 use crate::{
     journal::{Record, Timings},
-    search::{Outcome, Search, SetupError, TEST_BASE, TellError},
+    search::{Named, Outcome, Search, SetupError, TEST_BASE, TellError},
     setup,
 };
 
 /// Reason of a stop by the clock's limit, the one limit whose end is a record.
 pub(super) const STOP_SECONDS: &str = "stop.seconds";
 
+/// The limits that can be raised.
+pub const LIMITS: [&str; 5] = ["offspring", "generations", "evaluations", "seconds", "patience"];
+
 /// Records that do not make a search.
 #[derive(Debug, Error)]
 pub enum ReplayError {
+    /// An operator's decision that this program does not understand.
+    #[error("record {record}: {what}")]
+    Decision {
+        /// The record.
+        record: usize,
+        /// What is wrong with it.
+        what: String,
+    },
     /// No definition stands at the beginning.
     #[error("the journal has no definition: nothing was begun in this folder")]
     NoDefinition,
@@ -114,7 +130,12 @@ pub(super) fn definition(records: &[Record]) -> Result<Resolved, ReplayError> {
 /// # Errors
 /// Names the record that does not fit.
 pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, ReplayError> {
-    let resolved = newer.map_or_else(|| definition(records), |newer| Ok(newer.clone()))?;
+    let mut resolved = newer.map_or_else(|| definition(records), |newer| Ok(newer.clone()))?;
+    for (index, record) in (1..).zip(records) {
+        if let Record::Extend { limits } = record {
+            extend(&mut resolved.definition.stop, limits).map_err(|what| ReplayError::Decision { record: index, what })?;
+        }
+    }
     let mut this = Replay {
         search: Search::new(setup::search(&resolved)?)?,
         resolved,
@@ -153,6 +174,11 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
             // A limit that has been raised since then ends nothing.
             Record::Stop { reason, .. } if reason == STOP_SECONDS && raised(limit, this.resolved.definition.stop.seconds) => {}
             Record::Stop { number, reason } => this.search.stop(*number, reason),
+            Record::Extend { limits } => limit = limits.get("seconds").copied().unwrap_or(limit),
+            Record::Enqueue { name, recipe } => {
+                let recipe = parse(recipe).map_err(|error| ReplayError::Decision { record: index, what: error.to_string() })?;
+                this.search.enqueue(Named { name: name.clone(), kind: "evolved", recipe });
+            }
             Record::State { absorbed, hash } => {
                 let found = this.search.state_hash();
                 if *absorbed != this.search.absorbed() || *hash != found {
@@ -163,6 +189,30 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
     }
     this.spent.seconds = before + current;
     Ok(this)
+}
+
+/// Raises limits; of each the highest that was given holds, and none is the highest.
+///
+/// # Errors
+/// Names a limit that there is not.
+pub fn extend(stop: &mut Stop, limits: &BTreeMap<String, Option<f64>>) -> Result<(), String> {
+    for (name, limit) in limits {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "limits are whole numbers far below 2^53, or as good as none"
+        )]
+        let whole = |was: Option<u64>| was.zip(*limit).map(|(was, is)| was.max(is as u64));
+        match name.as_str() {
+            "offspring" => stop.offspring = whole(stop.offspring),
+            "generations" => stop.generations = whole(stop.generations),
+            "evaluations" => stop.evaluations = whole(stop.evaluations),
+            "patience" => stop.patience = whole(stop.patience),
+            "seconds" => stop.seconds = stop.seconds.zip(*limit).map(|(was, is)| was.max(is)),
+            other => return Err(format!("unknown limit {}", suggest::unknown(other, LIMITS))),
+        }
+    }
+    Ok(())
 }
 
 fn raised(was: Option<f64>, is: Option<f64>) -> bool {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use evolver_common::{definition::Resolved, digest::Digest};
-use evolver_proto::{scores_to_wire, split_from_wire, v1};
+use evolver_proto::{portion_from_wire, scores_to_wire, v1};
 use thiserror::Error;
 use tokio::sync::watch;
 
@@ -150,11 +150,12 @@ impl Agent {
         let Some(child) = &mut self.child else {
             return Ok(None);
         };
-        let Ok(split) = split_from_wire(assignment.split) else {
-            return Ok(Some(failure(FailureClass::Error, "the assignment names no split")));
+        let portion = match portion_from_wire(assignment) {
+            Ok(portion) => portion,
+            Err(error) => return Ok(Some(failure(FailureClass::Error, &error.to_string()))),
         };
         let keep = assignment.keep.iter().filter_map(|id| Digest::try_from(id.as_slice()).ok());
-        child.send(&ToChild::Work { recipe: assignment.recipe.clone(), split, keep: keep.collect() }).await;
+        child.send(&ToChild::Work { recipe: assignment.recipe.clone(), portion, keep: keep.collect() }).await;
         let mut alive = Instant::now();
         let mut progress = (0, 0);
         loop {

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use candle_core::{Device, Tensor};
 use evolver_common::{
     data::Item,
-    score::{Scores, Split, classification},
+    score::{Portion, Scores, Split, classification},
 };
 use rayon::prelude::*;
 use tokenizers::{PostProcessor as _, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy, truncate_encodings};
@@ -124,11 +124,10 @@ impl Classification {
         self.tasks[task].texts(split).iter().map(|text| text.tokens.as_slice()).collect()
     }
 
-    /// All texts of a split, longest first, cut into batches of at most `batch_tokens`.
-    fn batches(&self, split: Split) -> Vec<Vec<Place>> {
-        let tasks = self.tasks.iter().enumerate();
-        let mut places: Vec<Place> =
-            tasks.flat_map(|(task, texts)| (0..texts.texts(split).len()).map(move |item| (task, item))).collect();
+    /// The chosen texts of a split, longest first, cut into batches of at most `batch_tokens`.
+    fn batches(&self, split: Split, chosen: &[Vec<usize>]) -> Vec<Vec<Place>> {
+        let tasks = chosen.iter().enumerate();
+        let mut places: Vec<Place> = tasks.flat_map(|(task, items)| items.iter().map(move |&item| (task, item))).collect();
         let length = |&(task, item): &Place| self.tasks[task].texts(split)[item].tokens.len();
         places.sort_by_key(|place| std::cmp::Reverse(length(place)));
         let mut batches: Vec<Vec<Place>> = Vec::new();
@@ -166,23 +165,26 @@ impl Classification {
         heads.collect()
     }
 
-    /// The model's outputs for every item of every task, in the data's order.
+    /// The model's outputs for every item of every task, in the data's order; none for items that the portion leaves out.
     ///
     /// # Errors
     /// If the model does not fit the network or the tasks, cannot be run, gives NaN or infinity, or was stopped by `progress`.
     pub fn logits(
         &self,
         mut candidate: Candidate,
-        split: Split,
+        portion: impl Into<Portion>,
         progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Result<Vec<Vec<Vec<f32>>>, EvaluateError> {
+        let portion = portion.into();
+        let split = portion.split;
+        let chosen: Vec<_> = self.tasks.iter().map(|task| portion.items(&task.name, task.texts(split).len())).collect();
         let heads = self.heads(&mut candidate)?;
         let bert = Bert::load(&self.config, &mut candidate.shared, &self.device)?;
         drop(candidate);
-        let total = self.tasks.iter().map(|task| task.texts(split).len() as u64).sum();
+        let total = chosen.iter().map(|items| items.len() as u64).sum();
         let mut done = 0;
         let mut all: Vec<Vec<Vec<f32>>> = self.tasks.iter().map(|task| vec![Vec::new(); task.texts(split).len()]).collect();
-        for batch in self.batches(split) {
+        for batch in self.batches(split, &chosen) {
             for (&(task, item), logits) in batch.iter().zip(self.run(&bert, &heads, split, &batch)?) {
                 if logits.iter().any(|logit| !logit.is_finite()) {
                     return Err(EvaluateError::NonFinite { task: self.tasks[task].name.clone(), item });
@@ -227,13 +229,14 @@ impl Evaluator for Classification {
     fn evaluate(
         &mut self,
         candidate: Candidate,
-        split: Split,
+        portion: Portion,
         progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Result<Scores, EvaluateError> {
-        let logits = self.logits(candidate, split, progress)?;
+        let logits = self.logits(candidate, portion, progress)?;
         let tasks = self.tasks.iter().zip(&logits).map(|(task, logits)| {
-            let truth: Vec<_> = task.texts(split).iter().map(|text| text.label).collect();
-            let predicted: Vec<_> = logits.iter().map(|logits| label(logits)).collect();
+            let texts = task.texts(portion.split);
+            let scored = texts.iter().zip(logits).filter(|(_, logits)| !logits.is_empty());
+            let (truth, predicted): (Vec<_>, Vec<_>) = scored.map(|(text, logits)| (text.label, label(logits))).unzip();
             classification(&task.name, &truth, &predicted, task.labels)
         });
         Ok(Scores { tasks: tasks.collect() })

@@ -6,7 +6,7 @@ use std::{ops::ControlFlow, path::PathBuf};
 
 use evolver_common::{
     data::{DataError, Item},
-    score::{Scores, Split},
+    score::{Portion, Scores},
     suggest,
 };
 use serde_json::Value;
@@ -108,14 +108,14 @@ pub trait Evaluator: Send {
     /// Names of the tensors that a task may have of its own.
     fn head(&self) -> &[&str];
 
-    /// Scores a model on every task, in their order. `progress` hears of items done and items in all, and may end the work.
+    /// Scores a model on the portion of every task, in their order; credits stand in the data's order. `progress` hears of items done and items in all, and may end the work.
     ///
     /// # Errors
     /// See [`EvaluateError`].
     fn evaluate(
         &mut self,
         candidate: Candidate,
-        split: Split,
+        portion: Portion,
         progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Result<Scores, EvaluateError>;
 }
