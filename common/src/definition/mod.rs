@@ -5,6 +5,7 @@
 //! The resolved form travels to the workers and into the journal; [`change`] decides which later changes a running search allows.
 
 mod change;
+mod genome;
 mod load;
 mod model;
 mod reference;
