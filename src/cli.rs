@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Show(Show),
     /// Write a model of a search as a checkpoint folder.
     Export(Export),
+    /// Tell which experts and layers of a model matter for which task.
+    Sensitivity(Sensitivity),
     /// Raise a search's limits; the run command then goes on.
     Extend(Extend),
     /// Hand a model to a search: it is scored as the next offspring.
@@ -209,4 +211,18 @@ pub(crate) struct Enqueue {
     /// Name for the table.
     #[arg(long, default_value = "enqueued")]
     pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Sensitivity {
+    /// The search's folder.
+    pub(crate) dir: PathBuf,
+    /// Name or beginning of the id of an individual; by default the best.
+    pub(crate) individual: Option<String>,
+    /// Ranges of layers that experts are left out of.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=256))]
+    pub(crate) layer_groups: u64,
+    /// Dev items to score, over all models.
+    #[arg(long, default_value_t = 20_000)]
+    pub(crate) items: u64,
 }

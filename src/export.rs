@@ -31,15 +31,18 @@ const HEAD: &str = "model-00002-of-00002.safetensors";
 
 pub(crate) fn export(options: &cli::Export) -> anyhow::Result<()> {
     let replay = show::open(&options.dir)?;
-    let individual = match &options.individual {
-        Some(wanted) => find(&replay, wanted)?,
-        None => {
-            replay.search.best().cloned().ok_or_else(|| refuse("the search has scored nothing yet: there is no best model"))?
-        }
-    };
+    let individual = chosen(&replay, options.individual.as_deref())?;
     export_individual(&replay, &individual, &options.dir, &options.out)?;
     eprintln!("wrote {}", options.out.display());
     Ok(())
+}
+
+/// The individual of this name or beginning of an id, or the best.
+pub(crate) fn chosen(replay: &Replay, wanted: Option<&str>) -> anyhow::Result<Individual> {
+    match wanted {
+        Some(wanted) => find(replay, wanted),
+        None => replay.search.best().cloned().ok_or_else(|| refuse("the search has scored nothing yet: there is no best model")),
+    }
 }
 
 fn find(replay: &Replay, wanted: &str) -> anyhow::Result<Individual> {

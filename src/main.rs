@@ -12,6 +12,7 @@ mod methods;
 mod progress;
 mod quickstart;
 mod run;
+mod sensitivity;
 mod show;
 mod strategies;
 mod table;
@@ -51,6 +52,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Merge(options) => merge::merge(&options),
         Command::Methods(options) => methods::methods(&options),
         Command::Strategies(options) => strategies::list(&options),
+        Command::Sensitivity(options) => sensitivity::sensitivity(&options),
         Command::Extend(options) => decide::extend(&options),
         Command::Enqueue(options) => decide::enqueue(&options),
         Command::Evaluate(options) => evaluate::evaluate(&options),

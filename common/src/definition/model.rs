@@ -316,6 +316,6 @@ mod default {
         "evolver".into()
     }
     pub(super) fn rule() -> String {
-        "greedy".into()
+        "race".into()
     }
 }

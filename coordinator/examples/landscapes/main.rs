@@ -38,8 +38,12 @@ fn ways() -> Vec<Way> {
     let race = || json!({});
     let mut ways = vec![way("evolver", json!({}), "greedy", json!({}))];
     // Every strategy under the same rule.
-    let merge = json!({ "method": "task_arithmetic" });
-    let layered = json!({ "method": "task_arithmetic", "layer_groups": 3 });
+    let merge = json!({ "method": "task_arithmetic", "ranges": { "weight": [0.0, 1.5, 0.35] } });
+    let mut layered = merge.clone();
+    layered["layer_groups"] = json!(3);
+    let mut pcb = merge.clone();
+    pcb["method"] = json!("pcb");
+    pcb["ranges"] = json!({ "weight": [0.0, 2.0, 1.0] });
     for (strategy, keys) in [
         ("evolver", json!({})),
         ("evolver", json!({ "variant": "paper" })),
@@ -52,6 +56,7 @@ fn ways() -> Vec<Way> {
         ("evolver_merger", json!({ "method": "linear" })),
         ("cma_es", merge.clone()),
         ("cma_es", layered.clone()),
+        ("cma_es", pcb),
         ("one_plus_one", merge.clone()),
         ("auto_es", merge.clone()),
         ("recipes", json!({})),
@@ -59,20 +64,27 @@ fn ways() -> Vec<Way> {
         ("map_elites", json!({})),
         ("nsga2", json!({})),
         ("perturbation", json!({ "deviation": 0.05 })),
-        ("portfolio", json!({ "strategies": ["shade", "cma_es"], "settings": { "cma_es": merge } })),
-        ("portfolio", json!({ "strategies": ["de", "cma_es"], "settings": { "de": { "mutation": "best" }, "cma_es": merge } })),
+        ("portfolio", json!({ "strategies": ["evolver", "cma_es"], "settings": { "cma_es": merge } })),
+        (
+            "portfolio",
+            json!({
+                "strategies": ["evolver_merger", "cma_es", "recipes"],
+                "settings": { "cma_es": merge, "evolver_merger": { "method": "linear" } },
+            }),
+        ),
     ] {
         ways.push(way(strategy, keys, "race", race()));
     }
     // The rules, under the strategies that are worth it.
-    for (strategy, keys) in [("evolver", json!({})), ("cma_es", json!({ "method": "task_arithmetic" })), ("jade", json!({}))] {
+    let merger = json!({ "method": "linear" });
+    for (strategy, keys) in [("evolver", json!({})), ("cma_es", merge), ("evolver_merger", merger), ("recipes", json!({}))] {
         for (rule, rule_keys) in [
             ("greedy", json!({})),
             ("paired", json!({})),
             ("race", json!({ "hopeless": -0.5 })),
             ("race", json!({ "threshold": 0.0 })),
             ("race", json!({ "reserve": 0.25 })),
-            ("race", json!({ "first": 0.125 })),
+            ("race", json!({ "threshold": 0.0, "reserve": 0.25 })),
             ("duel", json!({})),
             ("halving", json!({})),
         ] {

@@ -84,10 +84,10 @@ def official(landscape, seed, f=0.5, cr=0.5):
 
 
 def cma(landscape, seed, budget):
-    """Task arithmetic's coefficients, one per model, in [0, 2], from 1, with the package's defaults and step 0.2 of the range."""
+    """Task arithmetic's coefficients, one per model, in [0, 1.5], from 0.35, with the package's defaults and step 0.2 of the range."""
     count = len(landscape.experts)
     items = landscape.used.shape[0] * landscape.used.shape[1]
-    optimizer = CMA(mean=np.ones(count), sigma=0.4, bounds=np.array([[0.0, 2.0]] * count), seed=seed)
+    optimizer = CMA(mean=np.full(count, 0.35), sigma=0.3, bounds=np.array([[0.0, 1.5]] * count), seed=seed)
     spent = items * count
     best = max((landscape.score(weights), index) for index, weights in enumerate(landscape.experts))
     best = (best[0], landscape.experts[best[1]])

@@ -1,7 +1,7 @@
 //! A landscape: small weights that the real engine builds, and tasks whose items are right or wrong by a smooth function of them.
 //!
 //! Task t is solved with probability `q_t(w) = 1/3 + 0.6 exp(-f(w - o_t) / s)`, with `f` one of the usual test functions, `o_t` the task's optimum and `s` such
-//! that the task's expert stands at 0.85 of the way up. Item j is right where a smooth random field over weights, standard normal at each point, is below the normal
+//! that an expert of middling reach and noise would stand at 0.85 of the way up. Item j is right where a smooth random field over weights, standard normal at each point, is below the normal
 //! quantile of q: weights that are near each other are right on mostly the same items.
 
 use std::{collections::HashMap, sync::Arc};
@@ -62,7 +62,12 @@ impl Landscape {
             around.iter().map(|x| x + deviation * normal_number(random)).collect()
         };
         let optima: Vec<_> = (0..TASKS).map(|_| near(&mut random, &common, 0.7)).collect();
-        let experts: Vec<_> = optima.iter().map(|optimum| near(&mut random, optimum, 0.3)).collect();
+        // Experts are unequally good, and stop short of their optima or go beyond them.
+        let expert = |random: &mut ChaCha8Rng, optimum: &Vec<f64>| -> Vec<f64> {
+            let (reach, deviation) = (0.7 + 0.5 * random.random::<f64>(), 0.1 + 0.5 * random.random::<f64>());
+            near(random, optimum, deviation).into_iter().map(|x| reach * x).collect()
+        };
+        let experts: Vec<_> = optima.iter().map(|optimum| expert(&mut random, optimum)).collect();
         let waves = (0..WAVES).map(|_| normals(DIMENSION, 1.0 / LENGTH, &mut random)).collect();
         let used: Vec<Vec<Vec<usize>>> = (0..TASKS)
             .map(|_| (0..ITEMS).map(|_| (0..USED).map(|_| random.random_range(0..WAVES as u64) as usize).collect()).collect())
@@ -71,8 +76,8 @@ impl Landscape {
         let phases = (0..TASKS).map(|_| (0..ITEMS).map(|_| (0..USED).map(|_| phase(&mut random)).collect()).collect()).collect();
         let mut this = Self { function, experts, optima, scale: vec![1.0; TASKS], waves, used, phases };
         for task in 0..TASKS {
-            let at_expert = this.height(&this.experts[task], task);
-            this.scale[task] = at_expert / -(0.85f64.ln());
+            let middling: Vec<f64> = near(&mut random, &this.optima[task], 0.35).into_iter().map(|x| 0.95 * x).collect();
+            this.scale[task] = this.height(&middling, task) / -(0.85f64.ln());
         }
         this
     }

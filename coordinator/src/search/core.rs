@@ -69,6 +69,8 @@ pub struct Search {
     limit: Option<u64>,
     /// No offspring is drawn as a spec of this number or above.
     closed_at: Option<u64>,
+    /// Whether an offspring would have been drawn and a limit forbade it: nothing is drawn any more.
+    closed: bool,
     stopped_by: String,
     finals: BTreeMap<u64, Outcome>,
     hash: Digest,
@@ -134,6 +136,7 @@ impl Search {
             idle: 0,
             limit: None,
             closed_at: None,
+            closed: false,
             stopped_by: String::new(),
             finals: BTreeMap::new(),
             ready: VecDeque::new(),
@@ -169,13 +172,15 @@ impl Search {
             return Some(self.next_start());
         }
         // Spec k needs the results 0 ..= k - in_flight, or as many that arrived.
-        if !self.started() || self.drawn >= self.absorbed + self.setup.in_flight as u64 {
+        if !self.started() || self.closed || self.drawn >= self.absorbed + self.setup.in_flight as u64 {
             return None;
         }
         if let Some(number) = self.passed.pop_front() {
             return self.next_stage(number);
         }
         if !self.may_draw() {
+            // What has been drawn so far is the beginning of what a search with a higher limit draws; what is not decided stays undecided.
+            self.closed = true;
             return None;
         }
         let strategy = self.strategy.as_mut()?;
@@ -508,7 +513,7 @@ impl Search {
     }
 
     fn searched(&self) -> bool {
-        self.is_ending() && self.pending.is_empty() && self.passed.is_empty()
+        self.closed && self.pending.is_empty()
     }
 
     /// Where the search is.

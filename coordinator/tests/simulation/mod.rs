@@ -148,7 +148,10 @@ impl Run {
         assert_eq!(search.phase(), Phase::Finished);
         let member = |member: &Individual| (member.id, member.number, member.dev.to_bits());
         let counters = search.counters();
-        assert_eq!(counters.issued, counters.committed);
+        // Offspring on their way when the search closes stay undecided, where there is more than one stage.
+        let undecided = counters.issued - counters.committed;
+        assert!(undecided < search.setup().in_flight as u64, "{undecided}");
+        assert!(undecided == 0 || !["greedy", "paired"].contains(&search.setup().acceptance.name.as_str()));
         Self {
             hash: search.state_hash(),
             population: search.population().iter().map(member).collect(),

@@ -1,6 +1,6 @@
 //! A race, and for its winners a duel on items that no decision about them has read: a winner of the race by luck has no luck left there.
 
-use super::{Bout, COMMON, Default, Entry, Kind, Open, Parameter, Rule, THRESHOLD, Threshold, Verdict, growing, race};
+use super::{Bout, Default, Entry, Kind, Open, Parameter, RESERVED_ITEMS, Rule, THRESHOLD, Threshold, Verdict, growing, race};
 
 const DUEL: &[Parameter] = &[
     Parameter {
@@ -22,7 +22,7 @@ pub(super) const ENTRY: Entry<Open> = Entry {
     version: 1,
     summary: "a race, and for who passes its threshold a duel with the rival on items that the race has not read",
     source: "a race as above; the split of the items is Cox 1975's",
-    parameters: &[DUEL, race::RACE, THRESHOLD, COMMON],
+    parameters: &[DUEL, race::RACE, THRESHOLD, RESERVED_ITEMS],
     open: |settings| {
         Ok(Box::new(
             Duel {

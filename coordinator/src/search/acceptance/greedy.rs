@@ -1,13 +1,13 @@
 //! Greedy: a strictly better objective, compared after rounding to 5 decimals, as the official Evolver code does.
 
-use super::{Bout, COMMON, Entry, Open, Rule, Verdict};
+use super::{ALL_ITEMS, Bout, Entry, Open, Rule, Verdict};
 
 pub(super) const ENTRY: Entry<Open> = Entry {
     name: "greedy",
     version: 1,
     summary: "a strictly better objective, after rounding to 5 decimals; what is found by luck stays",
     source: "the official Evolver code",
-    parameters: &[COMMON],
+    parameters: &[ALL_ITEMS],
     open: |_| Ok(Box::new(Greedy)),
 };
 

@@ -1,7 +1,7 @@
 //! Successive halving without waiting: after each stage an offspring goes on if it is among the best `1 / eta` of all that have come so far to that
 //! stage. Which rival it has does not matter until the last stage.
 
-use super::{Bout, COMMON, Default, Entry, Kind, Open, Parameter, Rule, THRESHOLD, Threshold, Verdict, growing};
+use super::{Bout, Default, Entry, Kind, Open, Parameter, RESERVED_ITEMS, Rule, THRESHOLD, Threshold, Verdict, growing};
 
 const HALVING: &[Parameter] = &[
     Parameter {
@@ -23,7 +23,7 @@ pub(super) const ENTRY: Entry<Open> = Entry {
     version: 1,
     summary: "after each stage only the best 1/eta of all that came so far go on; accepted by a threshold on all items",
     source: "ASHA: Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020; its stopping form",
-    parameters: &[HALVING, THRESHOLD, COMMON],
+    parameters: &[HALVING, THRESHOLD, RESERVED_ITEMS],
     open: |settings| {
         Ok(Box::new(Halving {
             first: settings.number("first"),

@@ -26,21 +26,30 @@ pub(super) type Open = fn(&Settings) -> Result<Box<dyn Rule>, SetupError>;
 /// Every rule.
 pub(super) const RULES: &[Entry<Open>] = &[greedy::ENTRY, paired::ENTRY, race::ENTRY, duel::ENTRY, halving::ENTRY];
 
-/// Keys that every rule has.
-const COMMON: &[Parameter] = &[
-    Parameter {
-        name: "reserve",
-        kind: Kind::Number(0.0, 0.9),
-        default: Default::Number(0.0),
-        doc: "Share of the dev items that no decision reads; the final candidates are scored on them.",
-    },
-    Parameter {
-        name: "floors",
-        kind: Kind::Table,
-        default: Default::Open,
-        doc: "Least value of a task's metric, for instance { tweets = 0.6 }: who falls below it loses against who does not.",
-    },
-];
+/// Keys that every rule has, with this default of the reserve.
+macro_rules! common {
+    ($reserve:expr) => {
+        &[
+            Parameter {
+                name: "reserve",
+                kind: Kind::Number(0.0, 0.9),
+                default: Default::Number($reserve),
+                doc: "Share of the dev items that no decision reads; the final candidates are scored on them.",
+            },
+            Parameter {
+                name: "floors",
+                kind: Kind::Table,
+                default: Default::Open,
+                doc: "Least value of a task's metric, for instance { tweets = 0.6 }: who falls below it loses against who does not.",
+            },
+        ]
+    };
+}
+
+/// Of rules that compare all dev items, as the literature's do.
+const ALL_ITEMS: &[Parameter] = common!(0.0);
+/// Of rules that are to report what holds on other items.
+const RESERVED_ITEMS: &[Parameter] = common!(0.25);
 
 /// Keys of a threshold and of the test that it is held against.
 const THRESHOLD: &[Parameter] = &[

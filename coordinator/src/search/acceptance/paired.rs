@@ -1,13 +1,13 @@
 //! Paired: better on the same items by more than a threshold.
 
-use super::{Bout, COMMON, Entry, Open, Rule, THRESHOLD, Threshold, Verdict};
+use super::{ALL_ITEMS, Bout, Entry, Open, Rule, THRESHOLD, Threshold, Verdict};
 
 pub(super) const ENTRY: Entry<Open> = Entry {
     name: "paired",
     version: 2,
     summary: "better than its rival on the same items by a threshold",
     source: "McNemar 1947; the paired bootstrap of Efron 1979",
-    parameters: &[THRESHOLD, COMMON],
+    parameters: &[THRESHOLD, ALL_ITEMS],
     open: |settings| Ok(Box::new(Paired(Threshold::new(settings)))),
 };
 

@@ -2,7 +2,7 @@
 
 use evolver_common::score::{Objective, Scores};
 
-use super::{Bout, COMMON, Default, Entry, Kind, Open, Parameter, Rule, THRESHOLD, Threshold, Verdict, growing};
+use super::{Bout, Default, Entry, Kind, Open, Parameter, RESERVED_ITEMS, Rule, THRESHOLD, Threshold, Verdict, growing};
 use crate::search::settings::Settings;
 
 /// Keys of a race.
@@ -32,7 +32,7 @@ pub(super) const ENTRY: Entry<Open> = Entry {
     version: 1,
     summary: "scored on more and more items, given up when it falls behind its rival on them, accepted by a threshold on all",
     source: "after Maron and Moore 1994 and Birattari et al. 2002 (F-Race)",
-    parameters: &[RACE, THRESHOLD, COMMON],
+    parameters: &[RACE, THRESHOLD, RESERVED_ITEMS],
     open: |settings| Ok(Box::new(Race { course: Course::new(settings), threshold: Threshold::new(settings) })),
 };
 
