@@ -4,6 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use evolver_common::{checkpoint::Dtype, suggest};
+use evolver_coordinator::access::Role;
+use evolver_oneshot::output::{DEFAULT_SHARD_BYTES, parse_size};
+use evolver_worker::connect::Target;
 
 /// Evolutionary search over model weights: many fine-tuned checkpoints in, one model that does all their jobs out.
 #[derive(Debug, Parser)]
@@ -23,11 +27,19 @@ pub(crate) enum Command {
     Coordinator(Coordinator),
     /// Work for a coordinator.
     Worker(Worker),
+    /// Steer a running search: pause, resume, readmit or distrust a worker.
+    Operate(Operate),
+    /// Make, renew and revoke certificates and tokens for a fleet.
+    Certs(Certs),
     /// The process that builds and scores, started by a worker.
     #[command(hide = true)]
     WorkerChild,
     /// Merge checkpoints once, without a search.
     Merge(Merge),
+    /// Check a merge's or a search's definition by headers alone: all that would be refused, and what it would cost.
+    Check(Check),
+    /// Show how two models differ: norms, cosines, signs, types and shapes by layer and module.
+    Diff(Diff),
     /// List the merge methods with their parameters.
     Methods(Methods),
     /// List the search strategies and acceptance rules with their parameters.
@@ -103,16 +115,127 @@ pub(crate) struct Coordinator {
     /// Folder that holds the search; the same command again continues it.
     #[arg(long)]
     pub(crate) dir: PathBuf,
-    /// Address to listen on.
+    /// Address to listen on. One that other machines reach needs --tls.
     #[arg(long, env = "EVOLVER_LISTEN", default_value = "127.0.0.1:7711")]
     pub(crate) listen: String,
+    /// Folder with cert.pem, key.pem and ca.pem, as `evolver certs coordinator` makes it; changes of its files are heeded at once.
+    #[arg(long, env = "EVOLVER_TLS")]
+    pub(crate) tls: Option<PathBuf>,
+    /// Serve in plain text, to everyone who reaches the address, with every right.
+    #[arg(long, conflicts_with = "tls")]
+    pub(crate) insecure: bool,
+    /// Wait until no other coordinator holds the folder, then take over.
+    #[arg(long)]
+    pub(crate) standby: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Operate {
+    /// The coordinator's address, or several of one search, with a comma between them.
+    #[arg(long, env = "EVOLVER_CONNECT")]
+    pub(crate) connect: String,
+    #[command(flatten)]
+    pub(crate) access: Access,
+    #[command(subcommand)]
+    pub(crate) action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Action {
+    /// Hand out no more work.
+    Pause,
+    /// Hand out work again.
+    Resume,
+    /// Give a worker work again that is withheld from it.
+    Readmit {
+        /// Its name, as `status` shows it.
+        worker: String,
+    },
+    /// Give a worker no more work, and score again what it alone reported.
+    Distrust {
+        /// Its name, as `status` shows it.
+        worker: String,
+    },
+    /// Print the search's status as JSON.
+    Status,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Certs {
+    /// Folder of the certificate authority; made if it is not there.
+    #[arg(long, default_value = "evolver-certs")]
+    pub(crate) dir: PathBuf,
+    #[command(subcommand)]
+    pub(crate) what: Issue,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Issue {
+    /// The coordinator's certificate.
+    Coordinator {
+        /// Names and addresses that workers connect to.
+        #[arg(required = true)]
+        hosts: Vec<String>,
+        /// Days that it holds.
+        #[arg(long, default_value_t = 365)]
+        days: i64,
+    },
+    /// A certificate for someone who connects: one for each machine or person.
+    Member {
+        /// Unique name.
+        name: String,
+        /// worker, operator or viewer.
+        #[arg(long, default_value = "worker")]
+        role: Role,
+        /// Days that it holds.
+        #[arg(long, default_value_t = 365)]
+        days: i64,
+    },
+    /// A bearer token, printed once, for someone who cannot have a certificate.
+    Token {
+        /// Unique name.
+        name: String,
+        /// worker, operator or viewer.
+        #[arg(long, default_value = "worker")]
+        role: Role,
+    },
+    /// Revoke every certificate and token of a name; the coordinator heeds it within seconds.
+    Revoke {
+        /// The name.
+        name: String,
+    },
+}
+
+/// What this side shows to a coordinator.
+#[derive(Debug, Args)]
+pub(crate) struct Access {
+    /// Folder with ca.pem, and with cert.pem and key.pem of this side, as `evolver certs` makes it.
+    #[arg(long, env = "EVOLVER_TLS")]
+    pub(crate) tls: Option<PathBuf>,
+    /// File with a bearer token, where this side has no certificate.
+    #[arg(long, env = "EVOLVER_TOKEN_FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+}
+
+impl Access {
+    pub(crate) fn target(&self, connect: &str) -> Target {
+        Target { addresses: Target::split(connect), tls: self.tls.clone(), token: self.token_file.clone() }
+    }
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Worker {
-    /// The coordinator's address.
+    /// The coordinator's address, or several of one search, with a comma between them: the one in service and those that stand by.
     #[arg(long, env = "EVOLVER_CONNECT")]
     pub(crate) connect: String,
+    #[command(flatten)]
+    pub(crate) access: Access,
+    /// Heed a cloud's notice that this machine will be taken away: aws, gcp, azure, or auto.
+    #[arg(long, env = "EVOLVER_SPOT", value_parser = clap::builder::PossibleValuesParser::new(evolver_worker::notice::names().chain(["auto"])))]
+    pub(crate) spot: Option<String>,
+    /// Address of the cloud's metadata service, instead of its own.
+    #[arg(long, hide = true)]
+    pub(crate) metadata_address: Option<String>,
     /// Unique name; by default host, process and time.
     #[arg(long)]
     pub(crate) name: Option<String>,
@@ -137,6 +260,58 @@ pub(crate) struct Merge {
     /// Folder to write; must not exist or be empty.
     #[arg(long)]
     pub(crate) out: PathBuf,
+    #[command(flatten)]
+    pub(crate) written: Written,
+    /// Copy NaN and infinity through instead of refusing models that hold them.
+    #[arg(long)]
+    pub(crate) allow_non_finite: bool,
+}
+
+/// How weights are written.
+#[derive(Debug, Args)]
+pub(crate) struct Written {
+    /// Type to save in: float32, float16, bfloat16 or float64; by default the definition's, else the base's.
+    #[arg(long, value_parser = dtype)]
+    pub(crate) dtype: Option<Dtype>,
+    /// Largest weight file, for instance 5GB or 500MB; larger models are cut into several.
+    #[arg(long, value_parser = parse_size, default_value_t = DEFAULT_SHARD_BYTES)]
+    pub(crate) max_shard_size: u64,
+}
+
+fn dtype(name: &str) -> Result<Dtype, String> {
+    Dtype::from_torch(name)
+        .ok_or_else(|| format!("unknown dtype {}", suggest::unknown(name, ["float32", "float16", "bfloat16", "float64"])))
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// mergekit's YAML, or a search's definition.
+    pub(crate) config: PathBuf,
+    /// Folder that a merge would be written to, for the space that is free there.
+    #[arg(long)]
+    pub(crate) out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) written: Written,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Diff {
+    /// A checkpoint, a LoRA adapter, or base+adapter.
+    pub(crate) a: String,
+    /// The other.
+    pub(crate) b: String,
+    /// Their base: what is compared are then the differences to it.
+    #[arg(long)]
+    pub(crate) base: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Write a heat map by layer and module to this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -189,8 +364,13 @@ pub(crate) struct Export {
     /// Name or beginning of the id of an individual; by default the best.
     pub(crate) individual: Option<String>,
     /// Folder to write; must not exist or be empty.
-    #[arg(long)]
-    pub(crate) out: PathBuf,
+    #[arg(long, required_unless_present = "mergekit")]
+    pub(crate) out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) written: Written,
+    /// Write the recipe as mergekit's YAML to this file, where mergekit can express it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) mergekit: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

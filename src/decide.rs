@@ -7,7 +7,7 @@ use evolver_common::{
     recipe::{Op, Recipe, parse},
 };
 use evolver_coordinator::{
-    journal::{self, Journal, Record},
+    journal::{self, Journal, Log as _, Record},
     service::{LIMITS, Replay, extend as raise, replay},
 };
 
@@ -65,7 +65,8 @@ pub(crate) fn enqueue(options: &cli::Enqueue) -> anyhow::Result<()> {
     if options.name.is_empty() || replay.search.table().iter().any(|row| row.name == options.name) {
         return Err(refuse(format!("--name {:?}: a name that no other model has is needed", options.name)));
     }
-    let replay = append(&options.dir, Record::Enqueue { name: options.name.clone(), recipe: recipe.to_string() })?;
+    let offspring = replay.search.counters().issued;
+    let replay = append(&options.dir, Record::Enqueue { offspring, name: options.name.clone(), recipe: recipe.to_string() })?;
     let waits = if replay.search.is_ending() { "; its limits are reached: raise one by `evolver extend`" } else { "" };
     eprintln!("journaled as {}: it is the next offspring that is drawn{waits}", recipe.id());
     Ok(())

@@ -18,3 +18,15 @@ impl std::error::Error for Refused {}
 pub(crate) fn refuse(error: impl Display) -> anyhow::Error {
     Refused(error.to_string()).into()
 }
+
+/// The error and its causes as one text. Many errors name their cause themselves: it is not said twice.
+pub(crate) fn sentence(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}

@@ -2,13 +2,17 @@
 //!
 //! This page parses, dispatches, prints the error and returns the code; the work is in the crates.
 
+mod certs;
+mod check;
 mod cli;
 mod decide;
+mod diff;
 mod evaluate;
 mod export;
 mod fail;
 mod merge;
 mod methods;
+mod operate;
 mod progress;
 mod quickstart;
 mod run;
@@ -21,6 +25,7 @@ mod worker;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
+use evolver_common::checkpoint::write::WriteError;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -35,9 +40,9 @@ fn main() -> ExitCode {
     match dispatch(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
-            // 2: what the user gave is wrong; 1: anything else.
-            ExitCode::from(if error.is::<Refused>() { 2 } else { 1 })
+            eprintln!("error: {}", fail::sentence(&error));
+            // 2: what the user gave is wrong, a place that cannot be written to among it; 1: anything else.
+            ExitCode::from(if error.is::<Refused>() || error.is::<WriteError>() { 2 } else { 1 })
         }
     }
 }
@@ -48,8 +53,12 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Run(options) => run::run(&options),
         Command::Coordinator(options) => run::coordinator(&options),
         Command::Worker(options) => worker::worker(&options),
+        Command::Operate(options) => operate::operate(&options),
+        Command::Certs(options) => certs::certs(&options),
         Command::WorkerChild => worker::child(),
         Command::Merge(options) => merge::merge(&options),
+        Command::Check(options) => check::check(&options),
+        Command::Diff(options) => diff::diff(&options),
         Command::Methods(options) => methods::methods(&options),
         Command::Strategies(options) => strategies::list(&options),
         Command::Sensitivity(options) => sensitivity::sensitivity(&options),

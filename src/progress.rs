@@ -69,6 +69,9 @@ impl Progress {
                 100.0 * best.dev_high
             ));
         }
+        if !status.stuck.is_empty() {
+            line.push_str(&format!(" · waiting: {}", status.stuck));
+        }
         let busy = status.workers.iter().filter(|worker| worker.spec.is_some()).count();
         line.push_str(&format!(" · {busy} of {} workers busy", status.workers.len()));
         line

@@ -1,6 +1,7 @@
 //! `run` and `coordinator`: a search, on this machine or served to others.
 
 use std::{
+    fs,
     io::Write as _,
     path::Path,
     process::{Child, Command, Stdio},
@@ -12,8 +13,9 @@ use evolver_common::{
     definition::{self, Resolved},
 };
 use evolver_coordinator::{
-    journal::JournalError,
-    service::{self, Coordinator, Options, StartError},
+    access::Security,
+    journal::{JournalError, LockError},
+    service::{self, Coordinator, Options, ServeError, StartError},
     setup,
 };
 use tokio::{net::TcpListener, sync::oneshot};
@@ -22,6 +24,8 @@ use crate::{cli, export, fail::refuse, progress::Progress, show, table, worker::
 
 /// How long the connections of leaving workers are awaited.
 const GRACE: Duration = Duration::from_secs(3);
+/// How often one that stands by looks.
+const STANDBY_INTERVAL: Duration = Duration::from_millis(500);
 /// Restarts of local workers that died, in one run.
 const RESTARTS_MAX: usize = 1000;
 
@@ -33,13 +37,33 @@ pub(crate) fn run(options: &cli::Run) -> anyhow::Result<()> {
         return Ok(());
     };
     let resolved = resolve(definition, dir)?;
-    search(&resolved, dir, "127.0.0.1:0", Some(options.workers))
+    search(&resolved, dir, &Serving::local(), Some(options.workers))
 }
 
 pub(crate) fn coordinator(options: &cli::Coordinator) -> anyhow::Result<()> {
     let definition = definition::load(&options.definition.search, &options.definition.overrides).map_err(refuse)?;
     let resolved = resolve(definition, &options.dir)?;
-    search(&resolved, &options.dir, &options.listen, None)
+    let security = match &options.tls {
+        Some(folder) => Security::Tls(folder.clone()),
+        None if options.insecure => Security::Insecure,
+        None => Security::Loopback,
+    };
+    search(&resolved, &options.dir, &Serving { listen: options.listen.clone(), security, standby: options.standby }, None)
+}
+
+/// How a coordinator is reached.
+pub(crate) struct Serving {
+    listen: String,
+    security: Security,
+    /// Whether it waits for a folder that another coordinator holds.
+    standby: bool,
+}
+
+impl Serving {
+    /// By this machine alone, on any free port.
+    pub(crate) fn local() -> Self {
+        Self { listen: "127.0.0.1:0".into(), security: Security::Loopback, standby: false }
+    }
 }
 
 /// Binds a definition to the world and checks everything that can be checked before anything runs.
@@ -53,38 +77,99 @@ pub(crate) fn resolve(definition: definition::Definition, dir: &Path) -> anyhow:
 }
 
 /// Runs a search to its end. `local` is the number of local workers, with a default if it holds none; `None` starts none.
-pub(crate) fn search(resolved: &Resolved, dir: &Path, listen: &str, local: Option<Option<usize>>) -> anyhow::Result<()> {
+pub(crate) fn search(resolved: &Resolved, dir: &Path, serving: &Serving, local: Option<Option<usize>>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let finished = runtime.block_on(serve(resolved, dir, listen, local))?;
+    let finished = runtime.block_on(serve(resolved, dir, serving, local))?;
     runtime.shutdown_timeout(GRACE);
     if !finished {
         eprintln!("stopped before the end; the same command continues");
         return Ok(());
     }
     let replay = show::open(dir)?;
-    table::save(&replay, &dir.join("results.json"))?;
-    write!(std::io::stdout(), "{}", table::text(&replay))?;
-    if let Some(best) = replay.search.best() {
-        let out = dir.join("best");
-        if out.exists() {
-            std::fs::remove_dir_all(&out)?;
+    let out = dir.join("best");
+    let digest = match replay.search.best() {
+        Some(best) => {
+            replace(&out, |new| export::export_individual(&replay, best, dir, new, &export::Options::default()))?;
+            Some(export::digest(&out)?)
         }
-        export::export_individual(&replay, best, dir, &out)?;
+        None => None,
+    };
+    table::save(&replay, digest, &dir.join(table::RESULTS))?;
+    write!(std::io::stdout(), "{}", table::text(&replay))?;
+    if digest.is_some() {
         writeln!(std::io::stdout(), "\nThe best model is in {}", out.display())?;
     }
     Ok(())
 }
 
-async fn serve(resolved: &Resolved, dir: &Path, listen: &str, local: Option<Option<usize>>) -> anyhow::Result<bool> {
-    let listener = TcpListener::bind(listen).await.map_err(|error| refuse(format!("cannot listen on {listen}: {error}")))?;
+/// Makes a folder anew: the old one stays until the new one is whole.
+fn replace(folder: &Path, make: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let (new, old) = (folder.with_extension("new"), folder.with_extension("old"));
+    for left in [&new, &old] {
+        if left.exists() {
+            fs::remove_dir_all(left)?;
+        }
+    }
+    make(&new)?;
+    if folder.exists() {
+        fs::rename(folder, &old)?;
+    }
+    fs::rename(&new, folder)?;
+    if old.exists() {
+        fs::remove_dir_all(&old)?;
+    }
+    Ok(())
+}
+
+/// A coordinator on the folder. One that stands by waits until no other process holds it: then that one is dead, and nothing of it is lost.
+async fn start(options: &Options, standby: bool) -> anyhow::Result<Coordinator> {
+    let mut told = false;
+    loop {
+        match Coordinator::start(options) {
+            Err(StartError::Journal(JournalError::Lock(held @ LockError::Held { .. }))) if standby => {
+                if !told {
+                    eprintln!("standing by: {held}");
+                    told = true;
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(STANDBY_INTERVAL) => {}
+                    signal = stop_signal() => {
+                        signal?;
+                        anyhow::bail!("told to stop while standing by");
+                    }
+                }
+            }
+            Err(
+                error @ (StartError::Journal(JournalError::Lock(_) | JournalError::Damaged { .. } | JournalError::Format { .. })
+                | StartError::Change(_)
+                | StartError::Replay(_)),
+            ) => return Err(refuse(error)),
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// The address, refused before anything runs if it is open to others and not protected.
+async fn bind(serving: &Serving) -> anyhow::Result<TcpListener> {
+    let refused = |error: &dyn std::fmt::Display| refuse(format!("cannot listen on {}: {error}", serving.listen));
+    let listener = TcpListener::bind(&serving.listen).await.map_err(|error| refused(&error))?;
     let address = listener.local_addr()?;
-    let coordinator =
-        Coordinator::start(&Options { dir: dir.to_owned(), resolved: resolved.clone() }).map_err(|error| match error {
-            StartError::Journal(JournalError::Lock(_) | JournalError::Damaged { .. } | JournalError::Format { .. })
-            | StartError::Change(_)
-            | StartError::Replay(_) => refuse(error),
-            other => other.into(),
-        })?;
+    if serving.security == Security::Loopback && !address.ip().is_loopback() {
+        return Err(refuse(ServeError::Exposed(address)));
+    }
+    Ok(listener)
+}
+
+async fn serve(resolved: &Resolved, dir: &Path, serving: &Serving, local: Option<Option<usize>>) -> anyhow::Result<bool> {
+    let options = Options { dir: dir.to_owned(), resolved: resolved.clone(), compare: local.is_none() };
+    // One that stands by is not to be found before it serves.
+    let bound = if serving.standby { None } else { Some(bind(serving).await?) };
+    let coordinator = start(&options, serving.standby).await?;
+    let listener = match bound {
+        Some(listener) => listener,
+        None => bind(serving).await?,
+    };
+    let address = listener.local_addr()?;
     if local.is_none() {
         eprintln!("listening on {address}; start workers with: evolver worker --connect {address}");
     }
@@ -99,6 +184,9 @@ async fn serve(resolved: &Resolved, dir: &Path, listen: &str, local: Option<Opti
             if current.finished || current.phase == "paused" {
                 break current.finished;
             }
+            let hopeless = !current.workers.is_empty() && current.workers.iter().all(|worker| !worker.withheld.is_empty());
+            // Workers of this machine that have never scored anything will not do so later.
+            anyhow::ensure!(local.is_none() || current.items_scored > 0 || !hopeless, "{}", current.stuck);
             tokio::select! {
                 changed = status.changed() => if changed.is_err() { break false },
                 signal = stop_signal() => {
@@ -118,7 +206,7 @@ async fn serve(resolved: &Resolved, dir: &Path, listen: &str, local: Option<Opti
         stop.send(()).ok();
         anyhow::Ok(finished)
     };
-    let serving = service::serve(&coordinator, listener, async {
+    let serving = service::serve(&coordinator, listener, &serving.security, async {
         stopped.await.ok();
     });
     // The server ends when its last connection does; a worker elsewhere may hold one for long.

@@ -3,13 +3,16 @@
 use std::{io::Write as _, path::Path};
 
 use evolver_coordinator::{
-    journal,
+    journal::{self, JournalError},
     search::{Individual, Phase},
-    service::{Replay, replay},
+    service::{Failed, Replay, replay},
 };
 use serde_json::{Value, json};
 
 use crate::{cli, fail::refuse, table};
+
+/// Failed attempts that are shown with their reasons.
+const FAILED_SHOWN: usize = 10;
 
 /// Reads and folds a folder's journal.
 pub(crate) fn open(dir: &Path) -> anyhow::Result<Replay> {
@@ -21,7 +24,7 @@ pub(crate) fn show(options: &cli::Show) -> anyhow::Result<()> {
     let replay = open(&options.dir)?;
     let mut out = std::io::stdout().lock();
     if options.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&json(&replay))?)?;
+        writeln!(out, "{}", serde_json::to_string_pretty(&json(&replay, &options.dir))?)?;
     } else {
         write!(out, "{}", text(&replay))?;
     }
@@ -29,7 +32,11 @@ pub(crate) fn show(options: &cli::Show) -> anyhow::Result<()> {
 }
 
 pub(crate) fn verify(dir: &Path) -> anyhow::Result<()> {
-    let records = journal::verify(dir)?;
+    // A damaged record is what was asked for and no wrong use.
+    let records = journal::verify(dir).map_err(|error| match error {
+        JournalError::Missing(_) => refuse(error),
+        other => other.into(),
+    })?;
     let replay = open(dir)?;
     writeln!(
         std::io::stdout(),
@@ -40,7 +47,7 @@ pub(crate) fn verify(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn json(replay: &Replay) -> Value {
+fn json(replay: &Replay, dir: &Path) -> Value {
     let search = &replay.search;
     let test = |individual: &Individual| search.test_scores(individual).map(|scores| search.interval(scores).mean);
     let member = |individual: &Individual| {
@@ -59,29 +66,28 @@ fn json(replay: &Replay) -> Value {
         "offspring": search.counters(),
         "items_scored": search.items(),
         "best": search.best().map(|best| json!({
-            "id": best.id, "digest": best.id, "name": best.name, "dev": best.dev, "test": test(best), "recipe": best.recipe.to_string(),
+            "id": best.id, "digest": table::best_digest(replay, dir), "name": best.name, "dev": best.dev, "test": test(best), "recipe": best.recipe.to_string(),
         })),
         "front": search.front().iter().map(member).collect::<Value>(),
         "population": search.population().iter().map(member).collect::<Value>(),
         "seconds": replay.spent.seconds,
-        "failed_attempts": replay.spent.failed_attempts,
-        "overhead": overhead(replay),
-        "worker_seconds": replay.spent.timings,
+        "failed_attempts": replay.failed_attempts.len(),
+        "last_failed_attempts": last(&replay.failed_attempts),
+        "given_up": replay.given_up,
+        "overhead": replay.spent.offspring.overhead(),
+        "worker_seconds": { "offspring": replay.spent.offspring, "all": replay.spent.timings },
     })
 }
 
-/// The share of the workers' time that was not scoring.
-fn overhead(replay: &Replay) -> f64 {
-    let timings = &replay.spent.timings;
-    let other = timings.lease + timings.build + timings.report;
-    let all = other + timings.score;
-    if all > 0.0 { other / all } else { 0.0 }
+/// The newest of what may be very many.
+fn last(failed: &[Failed]) -> &[Failed] {
+    &failed[failed.len().saturating_sub(FAILED_SHOWN)..]
 }
 
 fn text(replay: &Replay) -> String {
     let search = &replay.search;
     let counters = search.counters();
-    let timings = &replay.spent.timings;
+    let timings = &replay.spent.offspring;
     let ended = match search.stopped_by() {
         "" => String::new(),
         by => format!(", ended by {by}"),
@@ -98,15 +104,20 @@ fn text(replay: &Replay) -> String {
         search.items(),
     );
     out.push_str(&format!(
-        "workers: {:.1} s scoring, {:.1} s building, {:.2} s leasing, {:.2} s reporting: {:.1} % overhead; {} failed attempts\nstate {}\n\n",
+        "workers, for offspring: {:.1} s scoring, {:.1} s building, {:.2} s leasing, {:.2} s reporting: {:.1} % overhead; {} failed attempts\nstate {}\n\n",
         timings.score,
         timings.build,
         timings.lease,
         timings.report,
-        100.0 * overhead(replay),
-        replay.spent.failed_attempts,
+        100.0 * timings.overhead(),
+        replay.failed_attempts.len(),
         search.state_hash(),
     ));
+    for (what, failed) in [("given up", &replay.given_up), ("failed attempt", &replay.failed_attempts)] {
+        for failed in last(failed) {
+            out.push_str(&format!("{what}: spec {}: {}\n", failed.number, failed.reason));
+        }
+    }
     out.push_str(&table::text(replay));
     out.push_str(&table::front(replay));
     if let Some(best) = search.best() {

@@ -1,10 +1,13 @@
 //! The table that a search ends with, as text and as JSON.
 
-use std::{fmt::Write as _, path::Path};
+use std::{fmt::Write as _, fs, path::Path};
 
-use evolver_common::{checkpoint::write, score::Scores};
+use evolver_common::{checkpoint::write, digest::Digest, score::Scores};
 use evolver_coordinator::{search::Individual, service::Replay};
 use serde_json::{Map, Value, json};
+
+/// The file with the table's rows, in a search's folder.
+pub(crate) const RESULTS: &str = "results.json";
 
 /// The rows as JSON, in the order of the table.
 pub(crate) fn rows(replay: &Replay) -> Value {
@@ -61,16 +64,24 @@ fn items(scores: &Scores) -> u64 {
     scores.tasks.iter().map(|task| task.credits.len() as u64).sum()
 }
 
-/// Writes `results.json`.
-pub(crate) fn save(replay: &Replay, path: &Path) -> anyhow::Result<()> {
+/// Writes `results.json`; `digest` is that of the exported best model.
+pub(crate) fn save(replay: &Replay, digest: Option<Digest>, path: &Path) -> anyhow::Result<()> {
     let results = json!({
         "rows": rows(replay),
+        "best": replay.search.best().map(|best| json!({ "id": best.id, "digest": digest })),
         "state_hash": replay.search.state_hash(),
         "stopped_by": replay.search.stopped_by(),
         "seconds": replay.spent.seconds,
     });
     write::file(path, serde_json::to_string_pretty(&results)?.as_bytes())?;
     Ok(())
+}
+
+/// The content digest of the best model's weights, if `results.json` in `dir` was written when the same model was the best.
+pub(crate) fn best_digest(replay: &Replay, dir: &Path) -> Option<Value> {
+    let results: Value = serde_json::from_slice(&fs::read(dir.join(RESULTS)).ok()?).ok()?;
+    let best = &results["best"];
+    (best["id"] == json!(replay.search.best()?.id)).then(|| best["digest"].clone())
 }
 
 /// The rows as a table for people: accuracy and macro-F1 of each task, dev / test, in percent.

@@ -1,13 +1,12 @@
 //! Tasks with different labels and heads of their own: scored by the right head, and exported as folders that open.
 #![expect(clippy::unwrap_used, reason = "a test's helper fails as its test does")]
 
-use std::{fs, ops::ControlFlow, path::Path, process::Command};
+mod small;
+
+use std::{fs, ops::ControlFlow, path::Path};
 
 use evolver_common::{
-    checkpoint::{
-        Checkpoint, DigestCache, Dtype,
-        write::{Announced, FolderWriter},
-    },
+    checkpoint::{Checkpoint, DigestCache},
     definition::{self, Resolved},
     recipe::Recipe,
     score::Split,
@@ -15,58 +14,18 @@ use evolver_common::{
 use evolver_worker::child::Workshop;
 use serde_json::json;
 
-const HIDDEN: usize = 4;
-/// Name and shape of every tensor of the body; all are zeros but the pooler's bias.
-const BODY: [(&str, &[usize]); 23] = [
-    ("bert.embeddings.word_embeddings.weight", &[3, HIDDEN]),
-    ("bert.embeddings.position_embeddings.weight", &[8, HIDDEN]),
-    ("bert.embeddings.token_type_embeddings.weight", &[2, HIDDEN]),
-    ("bert.embeddings.LayerNorm.weight", &[HIDDEN]),
-    ("bert.embeddings.LayerNorm.bias", &[HIDDEN]),
-    ("bert.encoder.layer.0.attention.self.query.weight", &[HIDDEN, HIDDEN]),
-    ("bert.encoder.layer.0.attention.self.query.bias", &[HIDDEN]),
-    ("bert.encoder.layer.0.attention.self.key.weight", &[HIDDEN, HIDDEN]),
-    ("bert.encoder.layer.0.attention.self.key.bias", &[HIDDEN]),
-    ("bert.encoder.layer.0.attention.self.value.weight", &[HIDDEN, HIDDEN]),
-    ("bert.encoder.layer.0.attention.self.value.bias", &[HIDDEN]),
-    ("bert.encoder.layer.0.attention.output.dense.weight", &[HIDDEN, HIDDEN]),
-    ("bert.encoder.layer.0.attention.output.dense.bias", &[HIDDEN]),
-    ("bert.encoder.layer.0.attention.output.LayerNorm.weight", &[HIDDEN]),
-    ("bert.encoder.layer.0.attention.output.LayerNorm.bias", &[HIDDEN]),
-    ("bert.encoder.layer.0.intermediate.dense.weight", &[6, HIDDEN]),
-    ("bert.encoder.layer.0.intermediate.dense.bias", &[6]),
-    ("bert.encoder.layer.0.output.dense.weight", &[HIDDEN, 6]),
-    ("bert.encoder.layer.0.output.dense.bias", &[HIDDEN]),
-    ("bert.encoder.layer.0.output.LayerNorm.weight", &[HIDDEN]),
-    ("bert.encoder.layer.0.output.LayerNorm.bias", &[HIDDEN]),
-    ("bert.pooler.dense.weight", &[HIDDEN, HIDDEN]),
-    ("bert.pooler.dense.bias", &[HIDDEN]),
-];
+use self::small::Shape;
 
-/// A BERT whose pooled state is `tanh(pooled)` for any text, and whose classifier's rows are constants.
+const SHAPE: Shape = Shape { vocabulary: 3, positions: 8, hidden: 4, heads: 2, layers: 1, intermediate: 6, labels: 0 };
+
+/// A BERT of zeros whose pooled state is `tanh(pooled)` for any text, and whose classifier's rows are constants.
 fn model(folder: &Path, pooled: f32, rows: &[f32]) {
-    let writer = FolderWriter::new(folder).unwrap();
-    let announce = |name: &str, shape: &[usize]| Announced { name: name.to_owned(), dtype: Dtype::F32, shape: shape.to_vec() };
-    let mut tensors: Vec<_> = BODY.iter().map(|(name, shape)| announce(name, shape)).collect();
-    tensors.push(announce("classifier.weight", &[rows.len(), HIDDEN]));
-    tensors.push(announce("classifier.bias", &[rows.len()]));
-    let weights = writer.weights("model.safetensors", &tensors).unwrap();
-    weights.values(BODY.len() - 1, 0, &[pooled; HIDDEN]).unwrap();
-    let classifier: Vec<f32> = rows.iter().flat_map(|&value| [value; HIDDEN]).collect();
-    weights.values(BODY.len(), 0, &classifier).unwrap();
-    weights.finish(false).unwrap();
-    let config = json!({
-        "model_type": "bert", "architectures": ["BertForSequenceClassification"], "hidden_size": HIDDEN, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "intermediate_size": 6, "vocab_size": 3, "max_position_embeddings": 8,
+    let shape = Shape { labels: rows.len(), ..SHAPE };
+    small::model(folder, &shape, |name, count| match name {
+        "bert.pooler.dense.bias" => vec![pooled; count],
+        "classifier.weight" => rows.iter().flat_map(|&value| [value; SHAPE.hidden]).collect(),
+        _ => vec![0.0; count],
     });
-    writer.write("config.json", config.to_string().as_bytes()).unwrap();
-    let tokenizer = json!({
-        "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": { "type": "Whitespace" },
-        "post_processor": null, "decoder": null, "truncation": null, "padding": null,
-        "model": { "type": "WordLevel", "vocab": { "[UNK]": 0, "a": 1, "b": 2 }, "unk_token": "[UNK]" },
-    });
-    writer.write("tokenizer.json", tokenizer.to_string().as_bytes()).unwrap();
-    writer.finish().unwrap();
 }
 
 /// Three experts with heads of two and three labels over one base, and a task for each; the pooler evolves.
@@ -76,7 +35,7 @@ fn prepare(folder: &Path, heads: &str) -> Resolved {
     model(&folder.join("three"), 1.0, &[1.0, 2.0, 3.0]);
     model(&folder.join("other"), 1.0, &[1.0, 5.0, 3.0]);
     let lines =
-        |labels: &[&str]| labels.iter().map(|l| json!({ "text": "a b", "label": l }).to_string() + "\n").collect::<String>();
+        |labels: &[&str]| labels.iter().map(|l| json!({ "text": "w1 w2", "label": l }).to_string() + "\n").collect::<String>();
     fs::write(folder.join("two.jsonl"), lines(&["n", "p", "p"])).unwrap();
     fs::write(folder.join("three.jsonl"), lines(&["x", "y", "z", "z"])).unwrap();
     let definition = format!(
@@ -116,7 +75,7 @@ fn every_task_is_scored_by_its_own_head_over_the_shared_rest() {
     let mut workshop = Workshop::open(&resolved, &folder.path().join("cache")).unwrap();
     let mut credits = |digest| {
         let candidate = workshop.materializer().build(&Recipe::checkpoint(digest), &[]).unwrap();
-        let scores = workshop.score(candidate, Split::Dev, &mut |_, _| ControlFlow::Continue(())).unwrap();
+        let scores = workshop.score(candidate, Split::Dev.into(), &mut |_, _| ControlFlow::Continue(())).unwrap();
         scores.tasks.into_iter().map(|task| task.credits).collect::<Vec<_>>()
     };
     // The largest classifier row wins: p of two, z of three, y of the other three.
@@ -139,12 +98,7 @@ fn an_export_has_a_folder_for_each_task_and_the_body_once() {
     let folder = tempfile::tempdir().unwrap();
     prepare(folder.path(), r#"["classifier.*"]"#);
     let search = folder.path().join("search");
-    let output = Command::new(env!("CARGO_BIN_EXE_evolver"))
-        .args(["run", "search.toml", "--dir", "search"])
-        .current_dir(folder.path())
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    small::succeed(folder.path(), &["run", "search.toml", "--dir", "search"]);
     let open = |task: &str| Checkpoint::open(&search.join("best").join(task)).unwrap();
     for (task, expert, labels) in [("yes-no", "two", 2), ("letters", "three", 3), ("letters-again", "other", 3)] {
         let (exported, expert) = (open(task), Checkpoint::open(&folder.path().join(expert)).unwrap());

@@ -7,7 +7,11 @@ mod quickstart;
 
 use std::{collections::BTreeSet, ops::ControlFlow, process::Command, sync::Arc};
 
-use evolver_common::{checkpoint::Checkpoint, data::Item, score::Split};
+use evolver_common::{
+    checkpoint::Checkpoint,
+    data::Item,
+    score::{Portion, Split, Subset, WHOLE},
+};
 use evolver_worker::{
     evaluate::{
         Candidate, Evaluator as _, Setup, TaskInput,

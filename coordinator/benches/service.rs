@@ -22,7 +22,7 @@ use evolver_common::{
     digest::Digest,
     score::{Scores, classification},
 };
-use evolver_coordinator::journal::{Journal, Record, Timings};
+use evolver_coordinator::journal::{Journal, Log as _, Record, Timings};
 use evolver_proto::{scores_to_wire, v1};
 use tokio::runtime::Runtime;
 

@@ -4,8 +4,10 @@
 //! - [`fleet`]: pure, with time as an input: workers, leases, attempts.
 //! - [`journal`]: the durable record of what came back.
 //! - [`service`]: gRPC, and the one thread that owns all of the above.
+//! - [`access`]: certificates, tokens, roles, audit lines.
 //! - [`setup`]: from a resolved definition to a search.
 
+pub mod access;
 pub mod fleet;
 pub mod journal;
 pub mod search;

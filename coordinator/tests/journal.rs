@@ -8,7 +8,7 @@ use evolver_common::{
     digest::Digest,
     score::{Scores, classification},
 };
-use evolver_coordinator::journal::{Journal, JournalError, Record, Timings, read, verify};
+use evolver_coordinator::journal::{Journal, JournalError, Log as _, Record, Timings, read, verify};
 use rand::{RngExt as _, SeedableRng as _};
 
 const DATABASE: &str = "journal.sqlite";

@@ -1,6 +1,10 @@
 //! Checked conversions: what comes from outside is bounded and finite, or refused by a sentence.
 
-use evolver_common::score::{Portion, Scores, Split, Subset, TaskScore, WHOLE};
+use evolver_common::{
+    digest::Digest,
+    score::{Portion, Scores, Split, Subset, TaskScore, WHOLE},
+};
+use prost::Message as _;
 use thiserror::Error;
 
 use crate::v1;
@@ -72,6 +76,15 @@ pub fn portion_from_wire(assignment: &v1::Assignment) -> Result<Portion, WireErr
         Subset::new(seed, from, to).ok_or_else(bad)
     });
     Ok(Portion { split, subset: subset.transpose()? })
+}
+
+/// What an assignment asks for, whoever it is given to: a digest of everything in it but the token and the hints.
+///
+/// A worker that has this work done or under way, and whose token no longer holds, asks for it again by this digest.
+#[must_use]
+pub fn work_of(assignment: &v1::Assignment) -> Digest {
+    let work = v1::Assignment { token: None, keep: Vec::new(), waited: 0.0, ..assignment.clone() };
+    Digest::of_parts("evolver work", [work.encode_to_vec().as_slice()])
 }
 
 #[cfg(test)]

@@ -2,10 +2,18 @@
 
 mod convert;
 
-pub use convert::{WireError, portion_from_wire, scores_from_wire, scores_to_wire, split_to_wire, subset_to_wire};
+pub use convert::{WireError, portion_from_wire, scores_from_wire, scores_to_wire, split_to_wire, subset_to_wire, work_of};
 
-/// Version of the protocol; a coordinator refuses a worker that speaks another.
-pub const PROTOCOL: u32 = 2;
+/// Version of the protocol that this program speaks.
+///
+/// - 1: the first.
+/// - 2: a worker may offer what it holds when it asks for work; workers' standing in the status; operators' actions. Each side ignores what it does not
+///   know, so a coordinator serves workers of 1 as well.
+/// - 3: a part of the items to score. A worker that does not know of parts scores all items, and no such report could be used.
+pub const PROTOCOL: u32 = 3;
+
+/// Oldest protocol that a coordinator serves.
+pub const PROTOCOL_OLDEST: u32 = 3;
 
 /// Largest reply that a worker accepts, in bytes. Replies come from the coordinator that the user named, and some are large by right: a recipe of
 /// as many nodes as recipes may have, or a definition with very many models and labels.
@@ -16,6 +24,9 @@ pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
 pub fn request_bytes_max(items: usize) -> usize {
     (1 << 20) + items * size_of::<f32>()
 }
+
+/// Metadata of an answer that says how long to wait before asking again, in milliseconds; the name is gRPC's own.
+pub const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// The protocol's descriptors, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/evolver.v1.bin"));

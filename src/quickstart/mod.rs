@@ -12,7 +12,7 @@ use std::{fs, path::Path};
 
 use evolver_common::{checkpoint::write, definition};
 
-use crate::{cli, fail::refuse, run};
+use crate::{cli, fail::refuse, run, table};
 
 /// The definition that a reader learns from.
 const DEFINITION: &str = include_str!("search.toml");
@@ -27,10 +27,10 @@ pub(crate) fn quickstart(options: &cli::Quickstart) -> anyhow::Result<()> {
     let definition = definition::load(&path, &options.overrides).map_err(refuse)?;
     let dir = options.dir.join("search");
     let resolved = run::resolve(definition, &dir)?;
-    run::search(&resolved, &dir, "127.0.0.1:0", Some(options.workers))?;
-    let results = dir.join("results.json");
+    run::search(&resolved, &dir, &run::Serving::local(), Some(options.workers))?;
+    let results = dir.join(table::RESULTS);
     if results.is_file() {
-        write::file(&options.dir.join("results.json"), &fs::read(results)?)?;
+        write::file(&options.dir.join(table::RESULTS), &fs::read(results)?)?;
     }
     Ok(())
 }

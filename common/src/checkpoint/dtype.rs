@@ -36,6 +36,29 @@ impl Dtype {
         })
     }
 
+    /// The float type of this name in torch and in config files.
+    #[must_use]
+    pub fn from_torch(name: &str) -> Option<Self> {
+        Some(match name.strip_prefix("torch.").unwrap_or(name) {
+            "float64" | "double" => Self::F64,
+            "float32" | "float" => Self::F32,
+            "float16" | "half" => Self::F16,
+            "bfloat16" => Self::Bf16,
+            _ => return None,
+        })
+    }
+
+    /// The name of a float type in torch and in config files.
+    #[must_use]
+    pub fn torch_name(self) -> &'static str {
+        match self {
+            Self::F64 => "float64",
+            Self::F16 => "float16",
+            Self::Bf16 => "bfloat16",
+            Self::F32 | Self::Integer(_) => "float32",
+        }
+    }
+
     /// The name in a safetensors header.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -96,6 +96,14 @@ pub(super) fn check(file: &[u8]) -> Result<BTreeMap<String, Entry>, HeaderError>
     Ok(entries)
 }
 
+/// Checks a whole file's bytes, for those who have no use for its tensors; gives their number.
+///
+/// # Errors
+/// Names the first thing that is wrong.
+pub fn check_header(file: &[u8]) -> Result<usize, HeaderError> {
+    check(file).map(|entries| entries.len())
+}
+
 /// The tensors must lie one after the other, without gap or overlap, and end where the file ends.
 fn check_cover(spans: &mut [((u64, u64), String)], found: u64) -> Result<(), HeaderError> {
     spans.sort_unstable();
@@ -131,9 +139,7 @@ impl RawTensor {
         if name.len() > NAME_BYTES_MAX || name.contains("..") || name.contains(['/', '\\', '\0']) {
             return Err(bad("such a name is not allowed".into()));
         }
-        let dtype = Dtype::from_name(&self.dtype).ok_or_else(|| {
-            bad(format!("its type {} cannot be read: F32, F16, BF16 and F64 can (dequantize the model first)", self.dtype))
-        })?;
+        let dtype = Dtype::from_name(&self.dtype).ok_or_else(|| bad(super::quantized::dtype_sentence(&self.dtype)))?;
         if self.shape.len() > RANK_MAX {
             return Err(bad(format!("it has {} dimensions, and at most {RANK_MAX} are allowed", self.shape.len())));
         }
@@ -226,7 +232,7 @@ mod tests {
             (one("F32", "[3]", "[0,8]"), 8, "do not hold 3 elements"),
             (one("F32", "[2]", "[8,0]"), 8, "do not hold"),
             (one("F32", "[2]", "[4,12]"), 12, "leave gaps"),
-            (one("F8_E4M3", "[8]", "[0,8]"), 8, "F8_E4M3 cannot be read"),
+            (one("F8_E4M3", "[8]", "[0,8]"), 8, "F8_E4M3 (FP8) cannot be read"),
             (one("F32", "[4294967296,4294967296,2]", "[0,8]"), 8, "overflows"),
             (one("F32", "[1,1,1,1,1,1,1,1,2]", "[0,8]"), 8, "9 dimensions"),
             (one("F32", "[-1]", "[0,8]"), 8, "not a safetensors header"),

@@ -3,7 +3,8 @@
 //! - [`header`]: the check of a file's header, before anything else reads it.
 //! - [`map`]: the memory map, and the only `unsafe` of the project.
 //! - [`open`]: one file or shards behind one list of tensors.
-//! - [`adapter`]: a PEFT LoRA folder as a view over its base.
+//! - [`adapter`]: a PEFT adapter's folder as a view over its base.
+//! - [`quantized`]: quantized checkpoints, refused by the name of their format.
 //! - [`digest`]: content digests and their cache.
 //! - [`fit`]: whether experts fit their base, and which tensors evolve.
 //! - [`write`]: durable writing of files and of whole folders.
@@ -15,12 +16,14 @@ mod fit;
 mod header;
 mod map;
 mod open;
+mod quantized;
 pub mod write;
 
 pub use self::{
+    adapter::{adapter_base, check_adapter_config, is_adapter},
     digest::{DigestCache, DigestError},
     dtype::Dtype,
     fit::{Difference, Patterns, Space, SpaceTensor, fit},
-    header::HeaderError,
-    open::{ChangedError, Checkpoint, NonFiniteError, OpenError, ReadError, TensorInfo, View},
+    header::{HeaderError, check_header},
+    open::{ChangedError, Checkpoint, NonFiniteError, OpenError, ReadError, TensorInfo, View, check_index},
 };

@@ -14,10 +14,11 @@ use serde_json::Value;
 use thiserror::Error;
 
 use super::{
-    adapter::{self, Adapter},
+    adapter::{self, Change},
     dtype::Dtype,
     header::{self, HeaderError},
     map::{self, Mapping, Stamp},
+    quantized,
 };
 
 const SINGLE: &str = "model.safetensors";
@@ -58,7 +59,7 @@ pub enum OpenError {
         hint: &'static str,
     },
     /// An adapter where a full checkpoint is needed.
-    #[error("{path} is a LoRA adapter: a full checkpoint is expected here", path = .0.display())]
+    #[error("{path} is an adapter: a full checkpoint is expected here", path = .0.display())]
     AdapterWithoutBase(PathBuf),
     /// A file cannot be read.
     #[error("cannot read {path}: {source}", path = path.display())]
@@ -141,9 +142,13 @@ pub struct Checkpoint {
 /// Where a tensor's values come from.
 #[derive(Debug)]
 enum Place {
-    File { file: usize, start: usize },
+    File {
+        file: usize,
+        start: usize,
+    },
     Base,
-    Adapted(Adapter),
+    /// A change of the base's tensor, or of what replaces it in a file.
+    Changed(Change, Option<(usize, usize)>),
 }
 
 /// A tensor, found once and read many times.
@@ -157,7 +162,7 @@ pub struct View<'a> {
 #[derive(Clone, Copy, Debug)]
 enum Values<'a> {
     Bytes(&'a [u8]),
-    Adapted(&'a Adapter, &'a [u8]),
+    Changed(&'a Change, &'a [u8]),
 }
 
 impl Checkpoint {
@@ -172,6 +177,7 @@ impl Checkpoint {
         if path.is_file() {
             return Self::from_files(path, &[path.to_owned()], None);
         }
+        quantized::refuse(path)?;
         if path.join(SINGLE).is_file() {
             return Self::from_files(path, &[path.join(SINGLE)], None);
         }
@@ -200,18 +206,27 @@ impl Checkpoint {
             return Self::open(path);
         }
         let file = path.join(adapter::WEIGHTS);
+        if !file.is_file() {
+            let pickled = path.join("adapter_model.bin").exists();
+            let hint = if pickled { ": adapter_model.bin is a pickle, so save the adapter as safetensors" } else { "" };
+            return Err(OpenError::Side { path: file, what: format!("is missing{hint}") });
+        }
         let parts = Self::from_files(path, std::slice::from_ref(&file), None)?;
         let plan = adapter::plan(path, &parts, base)?;
         let mut places: BTreeMap<_, _> = base.tensors.keys().map(|name| (name.clone(), Place::Base)).collect();
         let mut tensors = base.tensors.clone();
-        for (name, adapted) in plan.adapted {
-            places.insert(name, Place::Adapted(adapted));
-        }
         for (name, part) in plan.replaced {
             if let (Some(Place::File { file, start }), Some(info)) = (parts.places.get(&part), parts.tensors.get(&part)) {
                 places.insert(name.clone(), Place::File { file: *file, start: *start });
                 tensors.insert(name, info.clone());
             }
+        }
+        for (name, change) in plan.changed {
+            let under = match places.get(&name) {
+                Some(Place::File { file, start }) => Some((*file, *start)),
+                _ => None,
+            };
+            places.insert(name, Place::Changed(change, under));
         }
         Ok(Self { path: path.to_owned(), files: parts.files, tensors, places, base: Some(Arc::clone(base)) })
     }
@@ -221,6 +236,16 @@ impl Checkpoint {
         let mut tensors = BTreeMap::new();
         let mut places = BTreeMap::new();
         for (number, file) in paths.iter().enumerate() {
+            if let Some((tensor, shard)) =
+                index.filter(|_| !file.is_file()).and_then(|index| index.iter().find(|(_, shard)| path.join(shard) == *file))
+            {
+                return Err(OpenError::Side {
+                    path: path.join(INDEX),
+                    what: format!(
+                        "it places tensor {tensor:?} in {shard}, and there is no such file: the checkpoint is incomplete"
+                    ),
+                });
+            }
             let mapping = Mapping::open(file).map_err(|source| OpenError::Read { path: file.clone(), source })?;
             let entries = header::check(mapping.bytes()).map_err(|source| OpenError::Header { path: file.clone(), source })?;
             for (name, entry) in entries {
@@ -235,6 +260,12 @@ impl Checkpoint {
                 tensors.insert(name, entry.info);
             }
             files.push(mapping);
+        }
+        if let Some((name, format)) = tensors.keys().find_map(|name| Some((name, quantized::mark(name)?))) {
+            let what = format!(
+                "tensor {name:?} is part of a quantized model ({format}), and only plain weights can be read: dequantize it first"
+            );
+            return Err(OpenError::Side { path: path.to_owned(), what });
         }
         let missing = index.into_iter().flat_map(BTreeMap::iter).find(|(name, _)| !tensors.contains_key(*name));
         if let Some((name, shard)) = missing {
@@ -269,6 +300,12 @@ impl Checkpoint {
         self.base.as_ref()
     }
 
+    /// How many weight files it has of its own.
+    #[must_use]
+    pub fn file_count(&self) -> usize {
+        self.files.len()
+    }
+
     /// Its own weight files, in a fixed order, with their stamps.
     pub(super) fn files(&self) -> impl Iterator<Item = (&Path, &Stamp, &[u8])> {
         self.files.iter().map(|file| (file.path(), file.stamp(), file.bytes()))
@@ -281,15 +318,15 @@ impl Checkpoint {
     pub fn view(&self, name: &str) -> Result<View<'_>, ReadError> {
         let unknown = || ReadError::Unknown { path: self.path.clone(), name: name.to_owned() };
         let info = self.tensors.get(name).ok_or_else(unknown)?;
+        let length = info.elements() * info.dtype.size();
+        let stored = |file: usize, start: usize| &self.files[file].bytes()[start..start + length];
         let values = match self.places.get(name).ok_or_else(unknown)? {
-            Place::File { file, start } => {
-                let length = info.elements() * info.dtype.size();
-                Values::Bytes(&self.files[*file].bytes()[*start..start + length])
-            }
+            Place::File { file, start } => Values::Bytes(stored(*file, *start)),
             Place::Base => return self.base.as_ref().ok_or_else(unknown)?.view(name),
-            Place::Adapted(adapter) => match self.base.as_ref().ok_or_else(unknown)?.view(name)?.values {
-                Values::Bytes(bytes) => Values::Adapted(adapter, bytes),
-                Values::Adapted(..) => return Err(unknown()),
+            Place::Changed(change, Some((file, start))) => Values::Changed(change, stored(*file, *start)),
+            Place::Changed(change, None) => match self.base.as_ref().ok_or_else(unknown)?.view(name)?.values {
+                Values::Bytes(bytes) => Values::Changed(change, bytes),
+                Values::Changed(..) => return Err(unknown()),
             },
         };
         Ok(View { dtype: info.dtype, elements: info.elements(), values })
@@ -377,7 +414,7 @@ impl<'a> View<'a> {
     pub fn bytes(&self) -> Option<&'a [u8]> {
         match self.values {
             Values::Bytes(bytes) => Some(bytes),
-            Values::Adapted(..) => None,
+            Values::Changed(..) => None,
         }
     }
 
@@ -402,9 +439,9 @@ impl<'a> View<'a> {
         let of = |bytes: &'a [u8]| &bytes[elements.start * size..elements.end * size];
         match self.values {
             Values::Bytes(bytes) => self.dtype.to_f32(of(bytes), out),
-            Values::Adapted(adapter, bytes) => {
+            Values::Changed(change, bytes) => {
                 self.dtype.to_f32(of(bytes), out);
-                adapter.add(elements.start, out);
+                change.apply(elements.start, out);
             }
         }
         Ok(())
@@ -426,28 +463,40 @@ impl<'a> View<'a> {
 
 /// Reads a JSON file beside the weights.
 pub(super) fn read_json(path: &Path) -> Result<Value, OpenError> {
+    let size = fs::metadata(path).map_or(0, |metadata| metadata.len());
+    if size > INDEX_BYTES_MAX {
+        let what = format!("has {size} bytes, and at most {INDEX_BYTES_MAX} are allowed");
+        return Err(OpenError::Side { path: path.to_owned(), what });
+    }
     let bytes = fs::read(path).map_err(|source| OpenError::Read { path: path.to_owned(), source })?;
     serde_json::from_slice(&bytes).map_err(|error| OpenError::Side { path: path.to_owned(), what: format!("not JSON: {error}") })
 }
 
 /// The weight map of a sharded checkpoint: tensor name to file name.
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>, OpenError> {
+    let bad = |what: String| OpenError::Side { path: path.to_owned(), what };
+    parse_index(read_json(path)?).map_err(bad)
+}
+
+/// Checks an index: a table of tensors with the plain names of files beside it.
+///
+/// # Errors
+/// The sentence.
+pub fn check_index(text: &[u8]) -> Result<(), String> {
+    let tree = serde_json::from_slice(text).map_err(|error| format!("not JSON: {error}"))?;
+    parse_index(tree).map(drop)
+}
+
+fn parse_index(tree: Value) -> Result<BTreeMap<String, String>, String> {
     #[derive(Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let bad = |what: String| OpenError::Side { path: path.to_owned(), what };
-    let size = fs::metadata(path).map_or(0, |metadata| metadata.len());
-    if size > INDEX_BYTES_MAX {
-        return Err(bad(format!("the index has {size} bytes, and at most {INDEX_BYTES_MAX} are allowed")));
-    }
-    let index: Index = serde_json::from_value(read_json(path)?).map_err(|error| bad(format!("not an index: {error}")))?;
+    let index: Index = serde_json::from_value(tree).map_err(|error| format!("not an index: {error}"))?;
     for (tensor, shard) in &index.weight_map {
         let plain = Path::new(shard).file_name().is_some_and(|name| name == shard.as_str());
         if !plain || !shard.ends_with(".safetensors") {
-            return Err(bad(format!(
-                "it places tensor {tensor:?} in {shard:?}: a .safetensors file of the same folder is expected"
-            )));
+            return Err(format!("it places tensor {tensor:?} in {shard:?}: a .safetensors file of the same folder is expected"));
         }
     }
     Ok(index.weight_map)

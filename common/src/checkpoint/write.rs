@@ -15,8 +15,8 @@ use thiserror::Error;
 
 use super::{Checkpoint, Dtype, map};
 
-/// Files beside the weights that are copied as they are.
-const SIDE_FILES: [&str; 11] = [
+/// Files that make up a tokenizer.
+pub const TOKENIZER_FILES: [&str; 11] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -27,7 +27,7 @@ const SIDE_FILES: [&str; 11] = [
     "tokenizer.model",
     "spiece.model",
     "chat_template.jinja",
-    "generation_config.json",
+    "chat_template.json",
 ];
 
 /// A folder that cannot be written.
@@ -130,7 +130,7 @@ impl FolderWriter {
     /// # Errors
     /// If the system refuses.
     pub fn copy_side_files(&self, model: &Path) -> Result<(), WriteError> {
-        for name in SIDE_FILES {
+        for name in TOKENIZER_FILES.into_iter().chain(["generation_config.json"]) {
             if let Ok(content) = fs::read(model.join(name)) {
                 self.write(name, &content)?;
             }
@@ -138,7 +138,7 @@ impl FolderWriter {
         Ok(())
     }
 
-    /// Begins the folder's one weight file; `tensors` are written in this order.
+    /// Begins one weight file of the folder; `tensors` are written in this order.
     ///
     /// # Errors
     /// If the system refuses.

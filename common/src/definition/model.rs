@@ -155,6 +155,12 @@ pub struct Evaluator {
     pub batch_tokens: usize,
     /// Seconds without progress after which a scoring is given up as hung.
     pub hang_seconds: f64,
+    /// Seconds after which an attempt is given up however far it is.
+    pub attempt_seconds: f64,
+    /// Memory that a scoring process may take for itself, in bytes, mapped checkpoints not counted; 0: no limit.
+    pub memory_bytes: u64,
+    /// Files that a scoring process may have open; 0: no limit of ours.
+    pub open_files: u64,
 }
 
 /// How the tasks' scores become one number.
@@ -250,11 +256,17 @@ pub struct Fleet {
     pub attempts: u32,
     /// Limit of a worker's cache of built weights, in bytes.
     pub cache_bytes: u64,
+    /// One in so many results of a worker is scored again by another and compared; 0: none. A new worker's are compared more often.
+    pub check_every: u32,
+    /// Whether a result that becomes the best is scored again by another worker.
+    pub check_best: bool,
+    /// Share of items on which two scorings of one model may differ: 0 where all machines compute alike.
+    pub tolerance: f64,
 }
 
 impl Default for Evaluator {
     fn default() -> Self {
-        Self { batch_tokens: 4096, hang_seconds: 120.0 }
+        Self { batch_tokens: 4096, hang_seconds: 120.0, attempt_seconds: 86_400.0, memory_bytes: 0, open_files: 4096 }
     }
 }
 
@@ -278,7 +290,15 @@ impl Default for Acceptance {
 
 impl Default for Fleet {
     fn default() -> Self {
-        Self { lease_seconds: 60.0, heartbeat_seconds: 10.0, attempts: 3, cache_bytes: 8 << 30 }
+        Self {
+            lease_seconds: 60.0,
+            heartbeat_seconds: 10.0,
+            attempts: 3,
+            cache_bytes: 8 << 30,
+            check_every: 50,
+            check_best: true,
+            tolerance: 0.0,
+        }
     }
 }
 

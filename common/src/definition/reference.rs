@@ -41,6 +41,12 @@ const MEANINGS: &[(&str, &str)] = &[
     ("evaluator", "How scoring runs; does not change outcomes."),
     ("evaluator.batch_tokens", "Tokens in one batch, at most."),
     ("evaluator.hang_seconds", "Seconds without progress after which a scoring is given up as hung."),
+    ("evaluator.attempt_seconds", "Seconds after which an attempt is given up however far it is."),
+    (
+        "evaluator.memory_bytes",
+        "Memory that a scoring process may take, in bytes, mapped checkpoints not counted; 0: no limit. Beyond it the attempt fails, not the machine.",
+    ),
+    ("evaluator.open_files", "Files that a scoring process may have open; 0: no limit of evolver's."),
     ("objective", "How the tasks' scores become one number."),
     (
         "objective.scalarisation",
@@ -66,8 +72,14 @@ const MEANINGS: &[(&str, &str)] = &[
     ("fleet", "Leases and attempts; does not change outcomes."),
     ("fleet.lease_seconds", "Seconds that a lease holds without a heartbeat; then another worker takes the work."),
     ("fleet.heartbeat_seconds", "Seconds between two heartbeats."),
-    ("fleet.attempts", "Failed attempts after which an offspring is given up."),
+    ("fleet.attempts", "Workers that must fail on an offspring before it is given up."),
     ("fleet.cache_bytes", "Limit of a worker's cache of built weights, in bytes."),
+    (
+        "fleet.check_every",
+        "One in so many results of a worker is scored again by another and compared; 0: none. Local workers are not checked.",
+    ),
+    ("fleet.check_best", "Whether a result that becomes the best is scored again by another worker."),
+    ("fleet.tolerance", "Share of items on which two scorings of one model may differ; 0 where all machines compute alike."),
 ];
 
 /// The whole definition as TOML, each key preceded by its meaning; a key without a value is shown as a comment.

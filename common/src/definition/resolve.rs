@@ -137,7 +137,8 @@ impl Task {
 /// Every problem at once: what cannot be opened, experts that do not fit the base, NaN or infinite weights, data that cannot be read.
 pub fn resolve(definition: Definition, cache: &DigestCache) -> Result<Resolved, ResolveError> {
     let mut problems = Vec::new();
-    let models = open_models(&definition, cache, &mut problems);
+    let models = open_models(&definition, &mut problems);
+    let models = models.and_then(|(base, experts)| read_models(base, experts, cache, &mut problems));
     let default_labels = models.as_ref().map_or_else(Vec::new, |(base, ..)| labels_of(base));
     let tasks: Vec<_> = definition.tasks.iter().filter_map(|task| resolve_task(task, &default_labels, &mut problems)).collect();
     match models {
@@ -146,12 +147,35 @@ pub fn resolve(definition: Definition, cache: &DigestCache) -> Result<Resolved, 
     }
 }
 
+/// As [`resolve`], by headers and data files alone: weights are neither scanned nor digested, and what it gives has the digests of names in their
+/// place, so that it can be checked and must not be run.
+///
+/// # Errors
+/// Every problem at once.
+pub fn preflight(definition: Definition) -> Result<Resolved, ResolveError> {
+    let mut problems = Vec::new();
+    let models = open_models(&definition, &mut problems);
+    let default_labels = models.as_ref().map_or_else(Vec::new, |(base, _)| labels_of(base));
+    let tasks: Vec<_> = definition.tasks.iter().filter_map(|task| resolve_task(task, &default_labels, &mut problems)).collect();
+    let source = |name: &str, checkpoint: &Checkpoint| Source {
+        name: name.to_owned(),
+        path: checkpoint.path().to_owned(),
+        digest: Digest::of(name.as_bytes()),
+    };
+    let named = models.map(|(base, experts)| {
+        (source("base", &base), experts.iter().map(|(name, checkpoint)| source(name, checkpoint)).collect::<Vec<_>>())
+    });
+    match named {
+        Some((base, experts)) if problems.is_empty() => Ok(Resolved { definition, base, experts, tasks }),
+        _ => Err(ResolveError { problems }),
+    }
+}
+
 /// Opens base and experts; `None` if the base cannot be used, in which case nothing can be said of the experts' fit.
-fn open_models(
-    definition: &Definition,
-    cache: &DigestCache,
+fn open_models<'d>(
+    definition: &'d Definition,
     problems: &mut Vec<String>,
-) -> Option<(Arc<Checkpoint>, Source, Vec<Source>)> {
+) -> Option<(Arc<Checkpoint>, Vec<(&'d str, Checkpoint)>)> {
     let base = match Checkpoint::open(&definition.models.base) {
         Ok(base) => Arc::new(base),
         Err(error) => {
@@ -171,6 +195,16 @@ fn open_models(
     if let Err(differences) = checkpoint::fit(&base, &named, &patterns) {
         problems.extend(differences.iter().map(ToString::to_string));
     }
+    Some((base, experts))
+}
+
+/// Reads every weight once: refuses NaN and infinity, and takes the digests.
+fn read_models(
+    base: Arc<Checkpoint>,
+    experts: Vec<(&str, Checkpoint)>,
+    cache: &DigestCache,
+    problems: &mut Vec<String>,
+) -> Option<(Arc<Checkpoint>, Source, Vec<Source>)> {
     let mut source = |name: &str, checkpoint: &Checkpoint| {
         if let Err(error) = checkpoint.scan_finite() {
             problems.push(format!("{name}: {error}"));

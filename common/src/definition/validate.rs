@@ -108,8 +108,14 @@ fn settings_problems(definition: &Definition, problems: &mut Vec<String>) {
             fleet.lease_seconds, fleet.heartbeat_seconds
         ));
     }
-    let positive =
-        [("stop.seconds", definition.stop.seconds.unwrap_or(1.0)), ("evaluator.hang_seconds", definition.evaluator.hang_seconds)];
+    if !(0.0..1.0).contains(&fleet.tolerance) {
+        problems.push(format!("fleet.tolerance is {}: it is a share, from 0 to below 1", fleet.tolerance));
+    }
+    let positive = [
+        ("stop.seconds", definition.stop.seconds.unwrap_or(1.0)),
+        ("evaluator.hang_seconds", definition.evaluator.hang_seconds),
+        ("evaluator.attempt_seconds", definition.evaluator.attempt_seconds),
+    ];
     for (key, value) in positive {
         if !(value.is_finite() && value > 0.0) {
             problems.push(format!("{key} is {value}: it must be above 0"));

@@ -129,12 +129,20 @@ pub struct Engine {
     whole: Vec<Job>,
     elements: Vec<usize>,
     prepared: Mutex<HashMap<Digest, Arc<dyn Combine>>>,
+    non_finite: bool,
 }
 
 impl Engine {
     /// An engine over the tensors of `space`.
     #[must_use]
     pub fn new(space: Arc<Space>, options: Options) -> Self {
+        let layers = Layers::new(&space);
+        Self::with_layers(space, layers, options)
+    }
+
+    /// An engine over the tensors of `space`, which stand at `layers`.
+    #[must_use]
+    pub fn with_layers(space: Arc<Space>, layers: Layers, options: Options) -> Self {
         let block = options.block.max(1).next_multiple_of(CHUNK);
         let elements: Vec<_> = space.tensors.iter().map(|tensor| tensor.elements).collect();
         let jobs = elements.iter().enumerate().flat_map(|(tensor, &elements)| {
@@ -144,11 +152,12 @@ impl Engine {
         Self {
             jobs: jobs.collect(),
             whole: whole.filter(|job| !job.elements.is_empty()).collect(),
-            layers: Arc::new(Layers::new(&space)),
+            layers: Arc::new(layers),
             elements,
             space,
             leaves: HashMap::new(),
             prepared: Mutex::default(),
+            non_finite: false,
         }
     }
 
@@ -156,6 +165,11 @@ impl Engine {
     #[must_use]
     pub fn space(&self) -> &Space {
         &self.space
+    }
+
+    /// Lets NaN and infinity come out, where they went in.
+    pub fn allow_non_finite(&mut self) {
+        self.non_finite = true;
     }
 
     /// Lets `leaf` stand for the recipe node of this id.
@@ -203,6 +217,15 @@ impl Engine {
         self.run((&program, root), &[], blocks, Some(sink))
     }
 
+    /// Whether a recipe is built a whole tensor at a time, so that its buffers are as large as the largest tensor.
+    ///
+    /// # Errors
+    /// See [`BuildError`].
+    pub fn needs_whole_tensors(&self, recipe: &Recipe) -> Result<bool, BuildError> {
+        let (program, _) = self.compile(recipe)?;
+        Ok(program.needs_whole_tensors())
+    }
+
     fn run(
         &self,
         (program, root): (&Program<'_>, usize),
@@ -239,7 +262,7 @@ impl Engine {
 
     fn check_finite(&self, job: &Job, values: &[f32]) -> Result<(), BuildError> {
         // A fold without an early end, so that it vectorises.
-        if values.iter().fold(true, |finite, value| finite & value.is_finite()) {
+        if self.non_finite || values.iter().fold(true, |finite, value| finite & value.is_finite()) {
             return Ok(());
         }
         let first = values.iter().position(|value| !value.is_finite()).unwrap_or(0);
@@ -391,8 +414,12 @@ pub(super) struct Workspace {
 impl Program<'_> {
     /// The blocks that it is evaluated in.
     fn jobs<'e>(&self, engine: &'e Engine) -> &'e [Job] {
+        if self.needs_whole_tensors() { &engine.whole } else { &engine.jobs }
+    }
+
+    fn needs_whole_tensors(&self) -> bool {
         let whole = |step: &Step| matches!(step, Step::Merge { combine, .. } if combine.whole_tensors());
-        if self.steps.iter().any(whole) { &engine.whole } else { &engine.jobs }
+        self.steps.iter().any(whole)
     }
 
     /// The sides of a tensor.

@@ -54,6 +54,23 @@ impl Layers {
         Self { places: space.tensors.iter().map(|tensor| place(&tensor.name)).collect() }
     }
 
+    /// The places of the tensors of a part of a model: layers of one `stack` (the text before their numbers) have depths relative to the first and
+    /// last of the part, as mergekit has them in a slice, where a single layer has depth 1.
+    #[must_use]
+    pub fn of_stack(space: &Space, stack: &str) -> Self {
+        let number = |name: &str| numbered(name).filter(|(found, _)| *found == stack).map(|(_, number)| number);
+        let numbers = || space.tensors.iter().filter_map(|tensor| number(&tensor.name));
+        let (first, last) = (numbers().min().unwrap_or(0), numbers().max().unwrap_or(0));
+        let place = |name: &String| {
+            let layer = number(name).map(|number| Layer { stack: 0, number });
+            #[expect(clippy::cast_precision_loss, reason = "numbers of layers")]
+            let relative = |number: usize| (number - first) as f64 / (last - first) as f64;
+            let depth = layer.map_or(0.0, |layer| if first == last { 1.0 } else { relative(layer.number) });
+            Place { name: name.clone(), layer, depth }
+        };
+        Self { places: space.tensors.iter().map(|tensor| place(&tensor.name)).collect() }
+    }
+
     /// How many tensors there are.
     #[must_use]
     pub fn tensors(&self) -> usize {
@@ -83,8 +100,9 @@ impl Layers {
     }
 }
 
-/// The stack and the number of the layer that `name` names.
-fn numbered(name: &str) -> Option<(&str, usize)> {
+/// The stack (the text before the number) and the number of the layer that `name` names.
+#[must_use]
+pub fn numbered(name: &str) -> Option<(&str, usize)> {
     let mut start = 0;
     for component in name.split('.') {
         if !component.is_empty() && component.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -117,5 +135,16 @@ mod tests {
         let depths: Vec<_> = (0..layers.tensors()).map(|tensor| layers.depth(tensor)).collect();
         assert_eq!(depths, [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.25, 1.0]);
         assert_eq!(layers.groups(), [vec![0, 1, 4], vec![2], vec![3], vec![5], vec![6], vec![7]]);
+    }
+
+    #[test]
+    fn a_part_of_a_stack_has_depths_of_its_own() {
+        let depths = |names: &[&str]| -> Vec<f64> {
+            let tensor = |name: &&str| SpaceTensor { name: (*name).into(), shape: vec![1], elements: 1 };
+            let layers = Layers::of_stack(&Space { tensors: names.iter().map(tensor).collect() }, "h.");
+            (0..layers.tensors()).map(|tensor| layers.depth(tensor)).collect()
+        };
+        assert_eq!(depths(&["embed", "h.4.q", "h.5.q", "h.8.q"]), [0.0, 0.0, 0.25, 1.0]);
+        assert_eq!(depths(&["h.4.q", "norm"]), [1.0, 0.0]);
     }
 }

@@ -9,12 +9,10 @@
 //! - [`span`], [`sparse`], [`matrix`]: what families of methods share.
 //! - [`settings`]: declared parameters: their check, defaults and documentation, and their values at each tensor.
 //! - [`perturb`]: Gaussian steps.
-//! - [`config`]: mergekit's YAML.
 //! - one file per method, listed in [`METHODS`].
 
 mod arcee_fusion;
 mod breadcrumbs;
-pub mod config;
 mod consensus;
 mod dare;
 mod della;
@@ -53,9 +51,9 @@ mod wudi;
 
 pub use self::{
     engine::{BuildError, CheckpointLeaf, Engine, InMemory, Leaf, Options, Sink},
-    layers::Layers,
+    layers::{Layers, numbered},
     pass::{Inputs, Pass},
-    settings::{Default, Kind, ParameterError, ParameterSpec, Scope, Settings, normalize},
+    settings::{Default, Kind, ParameterError, ParameterSpec, Scope, Settings, join, normalize},
 };
 use crate::{recipe::Merge, suggest};
 

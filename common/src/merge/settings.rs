@@ -176,8 +176,8 @@ fn interpolate(list: &[f64], depth: f64) -> f64 {
 }
 
 /// The value that holds where `sources`, from the most to the least binding, give one or rules: rules of one go before those of the next, as
-/// mergekit looks from a model's parameters on to the merge's. The last source gives a value for every tensor.
-fn join<'v>(sources: impl IntoIterator<Item = &'v Value>) -> Value {
+/// mergekit looks from a model's parameters on to the merge's.
+pub fn join<'v>(sources: impl IntoIterator<Item = &'v Value>) -> Value {
     let mut joined = Vec::new();
     for source in sources {
         match source {

@@ -16,5 +16,5 @@ mod store;
 pub use self::{
     lock::LockError,
     record::{Record, Timings},
-    store::{Journal, JournalError, read, verify},
+    store::{Journal, JournalError, Log, read, verify},
 };

@@ -22,6 +22,24 @@ pub struct Timings {
     pub report: f64,
 }
 
+impl Timings {
+    /// Adds another attempt's time.
+    pub fn add(&mut self, other: &Self) {
+        self.lease += other.lease;
+        self.build += other.build;
+        self.score += other.score;
+        self.report += other.report;
+    }
+
+    /// The share that was not scoring, in [0, 1].
+    #[must_use]
+    pub fn overhead(&self) -> f64 {
+        let other = self.lease + self.build + self.report;
+        let all = other + self.score;
+        if all > 0.0 { other / all } else { 0.0 }
+    }
+}
+
 /// One record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -80,17 +98,48 @@ pub enum Record {
         /// Why.
         reason: String,
     },
-    /// Limits were raised by an operator. Of each limit the highest that was ever given holds.
+    /// Limits were raised by an operator. Of each limit the highest that was ever given holds. Since format 3.
     Extend {
         /// The new limits; those that are not named stay.
         limits: BTreeMap<String, Option<f64>>,
     },
-    /// A model was handed in by an operator: it is the next offspring that is drawn.
+    /// A model was handed in by an operator: it is the next offspring that is drawn. Since format 3.
     Enqueue {
+        /// Offspring that were drawn before.
+        offspring: u64,
         /// Its name.
         name: String,
         /// Its recipe, as text.
         recipe: String,
+    },
+    /// The result of a spec, which follows, is to be compared with another worker's. Since format 2.
+    Compare {
+        /// The spec.
+        number: u64,
+    },
+    /// Workers agreed about a spec's scores. Since format 2.
+    Check {
+        /// The spec.
+        number: u64,
+        /// Who agreed.
+        workers: Vec<String>,
+    },
+    /// A worker is not trusted any more, and what it reported alone is taken back: those specs have no result from here on, and what was drawn from
+    /// them is drawn again. Since format 2.
+    Distrust {
+        /// Who.
+        worker: String,
+        /// Why.
+        reason: String,
+        /// The specs that have no result any more.
+        numbers: Vec<u64>,
+        /// The epoch from here on; it has risen if anything was taken back.
+        epoch: u64,
+    },
+    /// A worker is trusted again. Since format 2.
+    Readmit {
+        /// Who.
+        worker: String,
     },
     /// The state after a generation, to be met again on replay.
     State {
@@ -113,6 +162,10 @@ impl Record {
             Self::Stop { .. } => "stop",
             Self::Extend { .. } => "extend",
             Self::Enqueue { .. } => "enqueue",
+            Self::Compare { .. } => "compare",
+            Self::Check { .. } => "check",
+            Self::Distrust { .. } => "distrust",
+            Self::Readmit { .. } => "readmit",
             Self::State { .. } => "state",
         }
     }

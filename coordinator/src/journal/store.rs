@@ -17,7 +17,14 @@ use super::{
 
 const FILE: &str = "journal.sqlite";
 /// Format of the records; an older program refuses a newer one.
-const FORMAT: i64 = 1;
+///
+/// - 1: the first.
+/// - 2: `compare`, `check`, `distrust` and `readmit` records.
+const FORMAT: i64 = 3;
+/// Oldest format that is read. Everything in it means the same in the newest, so that opening for writing only raises the number.
+const FORMAT_OLDEST: i64 = 1;
+/// Below this, in bytes, the disk counts as full: what is under way must still fit.
+const RESERVE: u64 = 4 << 20;
 const DOMAIN: &str = "evolver journal v1";
 
 /// A journal that cannot be used.
@@ -38,7 +45,7 @@ pub enum JournalError {
         source: rusqlite::Error,
     },
     /// Written by a newer program.
-    #[error("{path} has format {found}, and this program knows {FORMAT}: use a newer evolver", path = path.display())]
+    #[error("{path} has format {found}, and this program knows {FORMAT_OLDEST} to {FORMAT}: use a newer evolver", path = path.display())]
     Format {
         /// The file.
         path: PathBuf,
@@ -63,6 +70,36 @@ pub enum JournalError {
         /// Why.
         source: std::io::Error,
     },
+}
+
+impl JournalError {
+    /// Whether there is no room on the disk: nothing is wrong with the journal, and it may go on later.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Database { source, .. } => source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull),
+            Self::Folder { source, .. } => source.kind() == std::io::ErrorKind::StorageFull,
+            _ => false,
+        }
+    }
+}
+
+/// Where a coordinator's records go: a [`Journal`], or what a test puts in its place.
+pub trait Log {
+    /// Appends records, all or none, on disk when this returns.
+    ///
+    /// # Errors
+    /// If the disk or the database refuses; then none of them may be taken to be in.
+    fn append(&mut self, records: &[Record]) -> Result<(), JournalError>;
+
+    /// Every record once more, as on opening.
+    ///
+    /// # Errors
+    /// As [`Journal::open`].
+    fn records(&self) -> Result<Vec<Record>, JournalError>;
+
+    /// Whether the disk has room for what may be reported next. Where the system does not say, it has.
+    fn has_room(&self) -> bool;
 }
 
 /// An open journal; the folder is locked as long as it lives.
@@ -92,6 +129,7 @@ impl Journal {
         let mut connection = Connection::open(&path).map_err(&database)?;
         set_up(&mut connection).map_err(&database)?;
         let (records, last, chain) = load(&path, &connection, told)?;
+        connection.execute("UPDATE meta SET format = ?1 WHERE format < ?1", [FORMAT]).map_err(&database)?;
         // The folder's own name must outlast a power loss too.
         for folder in [Some(folder), folder.parent()].into_iter().flatten().filter(|folder| !folder.as_os_str().is_empty()) {
             File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)?;
@@ -100,12 +138,10 @@ impl Journal {
         let journal = Self { path, connection, last, chain, head, _lock: lock };
         Ok((journal, records))
     }
+}
 
-    /// Appends records in one transaction, on disk when this returns.
-    ///
-    /// # Errors
-    /// If the disk or the database refuses; then none of them may be taken to be in.
-    pub fn append(&mut self, records: &[Record]) -> Result<(), JournalError> {
+impl Log for Journal {
+    fn append(&mut self, records: &[Record]) -> Result<(), JournalError> {
         if records.is_empty() {
             return Ok(());
         }
@@ -128,7 +164,23 @@ impl Journal {
         };
         write().map_err(at(&self.path))?;
         (self.last, self.chain) = (last, chain);
-        head::write(&mut self.head, (last, chain)).map_err(|source| JournalError::Folder { path: self.path.clone(), source })
+        match head::write(&mut self.head, (last, chain)) {
+            // The records are on disk, and an older head is no harm.
+            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => Ok(()),
+            result => result.map_err(|source| JournalError::Folder { path: self.path.clone(), source }),
+        }
+    }
+
+    fn records(&self) -> Result<Vec<Record>, JournalError> {
+        Ok(load(&self.path, &self.connection, None)?.0)
+    }
+
+    fn has_room(&self) -> bool {
+        #[cfg(unix)]
+        if let Ok(disk) = rustix::fs::statvfs(&self.path) {
+            return disk.f_bavail.saturating_mul(disk.f_frsize) >= RESERVE;
+        }
+        true
     }
 }
 
@@ -203,7 +255,7 @@ fn load(path: &Path, connection: &Connection, told: Option<Head>) -> Result<(Vec
         Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, Vec<u8>>(2)?))
     });
     let (format, last, head) = meta.map_err(&database)?;
-    if format != FORMAT {
+    if !(FORMAT_OLDEST..=FORMAT).contains(&format) {
         return Err(JournalError::Format { path: path.to_owned(), found: format });
     }
     let mut statement =

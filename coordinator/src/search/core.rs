@@ -53,8 +53,8 @@ pub struct Search {
     trials: BTreeMap<u64, Trial>,
     /// Offspring that go on to their next stage, first come first served.
     passed: VecDeque<u64>,
-    /// Models from outside that wait to be drawn.
-    enqueued: VecDeque<Named>,
+    /// Models from outside that wait to be drawn, and the offspring that are drawn before them at least.
+    enqueued: VecDeque<(u64, Named)>,
     drawn: u64,
     absorbed: u64,
     /// The start models that could be scored; the population until there is a strategy.
@@ -185,8 +185,8 @@ impl Search {
         }
         let strategy = self.strategy.as_mut()?;
         let offspring = self.counters.issued;
-        let (recipe, parents, name) = match self.enqueued.pop_front() {
-            Some(named) => {
+        let (recipe, parents, name) = match self.enqueued.pop_front_if(|(before, _)| *before <= offspring) {
+            Some((_, named)) => {
                 strategy.adopt(offspring);
                 (named.recipe, Vec::new(), named.name)
             }
@@ -489,9 +489,9 @@ impl Search {
         }
     }
 
-    /// Adds a model from outside: it is the next offspring that is drawn. A journaled decision, repeated on replay at the same place.
-    pub fn enqueue(&mut self, named: Named) {
-        self.enqueued.push_back(named);
+    /// Adds a model from outside: it is the next offspring that is drawn after so many. A journaled decision, repeated on replay at the same place.
+    pub fn enqueue(&mut self, offspring: u64, named: Named) {
+        self.enqueued.push_back((offspring, named));
         self.draw_all();
     }
 
@@ -553,6 +553,13 @@ impl Search {
     #[must_use]
     pub fn population(&self) -> &[Individual] {
         self.strategy.as_ref().map_or(&self.start, |strategy| strategy.population())
+    }
+
+    /// What the one spec of an individual's number scored it on; nothing where it was scored stage by stage.
+    #[must_use]
+    pub fn portion_of(&self, individual: &Individual) -> Option<Portion> {
+        let at_once = individual.number < self.start_specs() || self.course.is_last(0);
+        at_once.then(|| self.course.whole())
     }
 
     /// The Pareto front over tasks of everything that was scored in full.

@@ -3,7 +3,7 @@
 use evolver_common::{
     digest::Digest,
     recipe::Recipe,
-    score::{Objective, Portion, Scores},
+    score::{Objective, Portion, Scores, Split},
 };
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -121,6 +121,17 @@ pub struct Spec {
     pub recipe: Recipe,
     /// What it is scored on.
     pub portion: Portion,
+}
+
+impl Spec {
+    /// What it asks for, whatever its number: a digest of the recipe and the portion.
+    #[must_use]
+    pub fn work(&self) -> Digest {
+        let subset = self.portion.subset.map_or([0; 3], |subset| [subset.seed, subset.from.into(), subset.to.into()]);
+        let mut bytes = vec![u8::from(self.portion.split == Split::Test)];
+        bytes.extend(subset.iter().flat_map(|number| number.to_le_bytes()));
+        Digest::of_parts("evolver spec", [self.recipe.id().as_bytes().as_slice(), &bytes])
+    }
 }
 
 /// How a spec ended.

@@ -1,50 +1,41 @@
-//! The one thread that owns search, fleet and journal.
+//! What owns search, fleet and journal: no thread, no clock, and a disk only behind [`Log`], so that a test can be all three.
 //!
-//! Requests reach it through a bounded channel and are answered through oneshots. Reports that wait together are committed together: one
-//! synced transaction, and only then their acknowledgements.
+//! Requests that wait together are handled together, and their reports committed together: one synced transaction, and only then their
+//! acknowledgements.
 
-use std::{
-    path::PathBuf,
-    thread::JoinHandle,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use evolver_common::{
-    definition::{ChangeError, Resolved, ResolvedTask, compatible},
+    definition::{ChangeError, Resolved, compatible},
     digest::Digest,
     recipe::encode,
-    score::{Scores, Split},
 };
-use evolver_proto::{PROTOCOL, request_bytes_max, scores_from_wire, split_to_wire, subset_to_wire, v1};
+use evolver_proto::{PROTOCOL, PROTOCOL_OLDEST, PUSHBACK, split_to_wire, subset_to_wire, v1, work_of};
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
+use tonic::Status;
 
-use super::replay::{self, Replay, ReplayError, STOP_SECONDS};
+use super::{
+    replay::{self, Replay, ReplayError, STOP_SECONDS},
+    reports::Accepted,
+};
 use crate::{
-    fleet::{Fleet, Token, Verdict},
-    journal::{Journal, JournalError, Record, Timings},
-    search::{Outcome, Phase},
+    access::Audit,
+    fleet::{Fleet, Settings, Token},
+    journal::{JournalError, Log, Record},
+    search::{Kind, Outcome, Phase, Spec},
 };
 
-/// Requests that may wait.
-const QUEUE: usize = 1024;
 /// How often leases are looked at.
-const TICK: Duration = Duration::from_millis(200);
+pub(super) const TICK: Duration = Duration::from_millis(200);
 /// Longest that a lease request waits for work.
 const WAIT_MAX: Duration = Duration::from_secs(20);
 /// Longest name of a worker or host, in bytes.
 const NAME_MAX: usize = 200;
-/// Longest reason of a failure that is journaled, in bytes.
-const REASON_MAX: usize = 4000;
-
-/// What a coordinator runs on.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The search's folder.
-    pub dir: PathBuf,
-    /// The definition, bound to the world.
-    pub resolved: Resolved,
-}
+/// Workers that are served at once.
+const WORKERS_MAX: usize = 20_000;
+/// What a worker is asked to wait while the disk is full.
+const FULL_PAUSE: Duration = Duration::from_secs(2);
 
 /// A coordinator that cannot start.
 #[derive(Debug, Error)]
@@ -72,174 +63,195 @@ pub enum EndError {
     /// The journal could not be written; what was not acknowledged will be asked for again.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The journal does not fold any more.
+    #[error(transparent)]
+    Replay(#[from] ReplayError),
     /// A fault of the program; its words are above.
     #[error("the coordinator ended by a fault of its own; nothing that was acknowledged is lost")]
     Panicked,
 }
 
-pub(super) type Reply<T> = oneshot::Sender<T>;
+/// Where an answer goes.
+pub type Reply<T> = oneshot::Sender<Result<T, Status>>;
 
-/// A request to the owner thread.
-pub(super) enum Command {
-    Register(v1::RegisterRequest, Reply<Result<v1::RegisterReply, String>>),
-    Lease(v1::LeaseRequest, Reply<Result<v1::LeaseReply, String>>),
+/// A request to the owner.
+#[expect(missing_docs, reason = "each is a call of the protocol, with its reply")]
+pub enum Command {
+    Register(v1::RegisterRequest, Reply<v1::RegisterReply>),
+    Lease(v1::LeaseRequest, Reply<v1::LeaseReply>),
     Heartbeat(v1::HeartbeatRequest, Reply<v1::HeartbeatReply>),
-    Report(Box<v1::ReportRequest>, Reply<Result<v1::ReportReply, String>>),
+    Report(Box<v1::ReportRequest>, Reply<v1::ReportReply>),
     Drain(v1::DrainRequest, Reply<v1::DrainReply>),
+    Operate(v1::OperateRequest, Reply<v1::OperateReply>),
     /// Hand out no more work.
     Pause,
 }
 
-/// A running coordinator.
-pub struct Coordinator {
-    pub(super) commands: mpsc::Sender<Command>,
-    /// Largest request that is read, in bytes.
-    pub(super) request_bytes: usize,
-    status: watch::Receiver<v1::Status>,
-    stop: oneshot::Sender<()>,
-    thread: JoinHandle<Result<(), JournalError>>,
+struct Waiting {
+    worker: String,
+    since: Duration,
+    until: Duration,
+    held: Option<v1::Held>,
+    reply: Reply<v1::LeaseReply>,
 }
 
-impl Coordinator {
-    /// Opens the folder, folds what it holds, and starts.
+/// A coordinator's insides.
+pub struct Core<L> {
+    pub(super) replay: Replay,
+    pub(super) fleet: Fleet,
+    pub(super) journal: L,
+    pub(super) epoch: u64,
+    definition: String,
+    pub(super) hash: Digest,
+    waiting: Vec<Waiting>,
+    /// Records that need no acknowledgement and go with the next commit.
+    pub(super) later: Vec<Record>,
+    /// Specs that are to be given up, with the reason.
+    pub(super) given_up: Vec<(u64, String)>,
+    /// Workers whose scores were shown to be false, with the reason.
+    pub(super) caught: Vec<(String, String)>,
+    pub(super) generation: u64,
+    /// Number of the best model.
+    pub(super) best: Option<u64>,
+    /// Whether workers' scores are compared at all.
+    pub(super) compares: bool,
+    /// Whether a new best is compared.
+    pub(super) check_best: bool,
+    /// Seconds of earlier starts.
+    seconds_before: f64,
+    /// Time since the start, as the last step was told.
+    clock: Duration,
+    ticked: Duration,
+    pub(super) published: Duration,
+    pub(super) paused: bool,
+    /// The disk has no room: nothing is handed out.
+    pub(super) full: bool,
+    pub(super) publish: watch::Sender<v1::Status>,
+    pub(super) audit: Option<Arc<Audit>>,
+}
+
+impl<L: Log> Core<L> {
+    /// Folds what the log holds and writes the start of a new epoch. `records` is what was read from `journal`; `compare` is as in
+    /// [`super::Options`]; nobody may foresee `seed`.
     ///
     /// # Errors
-    /// See [`StartError`]; nothing was changed then.
-    pub fn start(options: &Options) -> Result<Self, StartError> {
-        let (mut journal, records) = Journal::open(&options.dir)?;
-        let definition = Record::Definition { resolved: serde_json::to_value(&options.resolved)?, hash: options.resolved.hash() };
+    /// See [`StartError`].
+    pub fn start(mut journal: L, records: &[Record], resolved: &Resolved, compare: bool, seed: u64) -> Result<Self, StartError> {
+        let definition = Record::Definition { resolved: serde_json::to_value(resolved)?, hash: resolved.hash() };
         let mut opening = Vec::new();
         if records.is_empty() {
             opening.push(definition);
         } else {
-            let old = replay::definition(&records)?;
-            compatible(&old, &options.resolved)?;
-            if old != options.resolved {
+            let old = replay::definition(records)?;
+            compatible(&old, resolved)?;
+            if old != *resolved {
                 opening.push(definition);
             }
         }
-        let replay = replay::replay(&records, Some(&options.resolved))?;
+        let replay = replay::replay(records, Some(resolved))?;
         let epoch = replay.epoch + 1;
         opening.push(Record::Start { epoch, version: env!("CARGO_PKG_VERSION").into() });
         journal.append(&opening)?;
-        let (commands, requests) = mpsc::channel(QUEUE);
-        let (publish, status) = watch::channel(v1::Status::default());
-        let fleet = &options.resolved.definition.fleet;
-        let mut core = Core {
-            fleet: Fleet::new(epoch, duration(fleet.lease_seconds), fleet.attempts),
-            definition: serde_json::to_string(&options.resolved)?,
-            hash: options.resolved.hash(),
+        let settings = &resolved.definition.fleet;
+        let fleet = Fleet::new(
+            epoch,
+            Settings {
+                lease: duration(settings.lease_seconds),
+                attempts: settings.attempts,
+                check_every: if compare { settings.check_every } else { 0 },
+                tolerance: settings.tolerance,
+                seed,
+            },
+        );
+        let mut core = Self {
+            fleet,
+            definition: serde_json::to_string(resolved)?,
+            hash: resolved.hash(),
             generation: replay.search.generation(),
+            best: replay.search.best().map(|best| best.number),
+            compares: compare,
+            check_best: compare && settings.check_best,
+            seconds_before: replay.spent.seconds,
             replay,
             journal,
             epoch,
             waiting: Vec::new(),
             later: Vec::new(),
-            started: Instant::now(),
+            given_up: Vec::new(),
+            caught: Vec::new(),
+            clock: Duration::ZERO,
+            ticked: Duration::ZERO,
+            published: Duration::ZERO,
             paused: false,
-            publish,
+            full: false,
+            publish: watch::Sender::new(v1::Status::default()),
+            audit: None,
         };
+        core.recall();
         core.pump();
         core.publish();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-        let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::Builder::new()
-            .name("coordinator".into())
-            .spawn(move || runtime.block_on(core.run(requests, stopped)))?;
-        let items = |split: fn(&ResolvedTask) -> usize| -> usize { options.resolved.tasks.iter().map(split).sum() };
-        let dev = items(|task| task.dev.items);
-        let test = items(|task| task.test.as_ref().map_or(0, |test| test.items));
-        Ok(Self { commands, request_bytes: request_bytes_max(dev.max(test)), status, stop, thread })
+        Ok(core)
     }
 
-    /// The search's status, now and after every change.
+    /// Sends audit lines there.
+    pub(crate) fn audited_by(&mut self, audit: Arc<Audit>) {
+        self.audit = Some(audit);
+    }
+
+    /// The status, now and after every change.
     #[must_use]
-    pub fn status(&self) -> watch::Receiver<v1::Status> {
-        self.status.clone()
+    pub fn watch(&self) -> watch::Receiver<v1::Status> {
+        self.publish.subscribe()
     }
 
-    /// Hands out no more work; what is under way is awaited.
-    pub async fn pause(&self) {
-        // A coordinator that has ended needs no pause.
-        self.commands.send(Command::Pause).await.ok();
+    /// The search and all that is known of its results.
+    #[must_use]
+    pub fn replay(&self) -> &Replay {
+        &self.replay
     }
 
-    /// Ends the coordinator, whoever is still connected. What was handed in is committed; work under way is lost.
+    /// Handles what has come in until `now`, the time since the start.
     ///
     /// # Errors
-    /// If it ended before its time.
-    pub fn join(self) -> Result<(), EndError> {
-        drop(self.stop);
-        self.thread.join().map_err(|_| EndError::Panicked)?.map_err(EndError::Journal)
-    }
-}
-
-struct Waiting {
-    worker: String,
-    until: Instant,
-    reply: Reply<Result<v1::LeaseReply, String>>,
-}
-
-struct Core {
-    replay: Replay,
-    fleet: Fleet,
-    journal: Journal,
-    epoch: u64,
-    definition: String,
-    hash: Digest,
-    waiting: Vec<Waiting>,
-    /// Records that need no acknowledgement and go with the next commit.
-    later: Vec<Record>,
-    generation: u64,
-    started: Instant,
-    paused: bool,
-    publish: watch::Sender<v1::Status>,
-}
-
-/// A report that has passed its checks and waits for the commit.
-struct Accepted {
-    token: Token,
-    record: Record,
-    outcome: Option<Outcome>,
-    reply: Reply<Result<v1::ReportReply, String>>,
-    verdict: v1::ReportReply,
-}
-
-impl Core {
-    async fn run(
-        mut self,
-        mut requests: mpsc::Receiver<Command>,
-        mut stopped: oneshot::Receiver<()>,
-    ) -> Result<(), JournalError> {
-        loop {
-            let mut commands = Vec::new();
-            let mut last = false;
-            tokio::select! {
-                count = requests.recv_many(&mut commands, QUEUE) => last = count == 0,
-                _ = &mut stopped => {
-                    requests.close();
-                    while requests.recv_many(&mut commands, QUEUE).await > 0 {}
-                    last = true;
-                }
-                () = tokio::time::sleep(TICK) => {}
-            }
-            let mut reports = Vec::new();
-            for command in commands {
-                self.handle(command, &mut reports);
-            }
-            self.commit(reports)?;
-            if last {
-                return self.append(Vec::new());
-            }
+    /// If the log refuses for another reason than a full disk; what is not acknowledged then may not be in it.
+    pub fn step(&mut self, now: Duration, commands: Vec<Command>) -> Result<(), EndError> {
+        self.clock = now;
+        let mut reports = Vec::new();
+        for command in commands {
+            self.handle(command, &mut reports);
+        }
+        self.commit(reports)?;
+        let tick = now >= self.ticked + TICK;
+        self.judge()?;
+        if tick {
+            self.ticked = now;
             self.tick()?;
-            self.pump();
-            self.serve();
-            self.publish();
+        }
+        self.pump();
+        self.serve(tick);
+        self.publish();
+        Ok(())
+    }
+
+    /// Handles what has come in last, and writes what waits.
+    ///
+    /// # Errors
+    /// As [`Core::step`].
+    pub fn end(mut self, now: Duration, commands: Vec<Command>) -> Result<(), EndError> {
+        self.clock = now;
+        let mut reports = Vec::new();
+        for command in commands {
+            self.handle(command, &mut reports);
+        }
+        self.commit(reports)?;
+        match self.append(Vec::new()) {
+            Err(error) if !error.is_full() => Err(error.into()),
+            _ => Ok(()),
         }
     }
 
-    fn now(&self) -> Duration {
-        self.started.elapsed()
+    pub(super) fn now(&self) -> Duration {
+        self.clock
     }
 
     fn handle(&mut self, command: Command, reports: &mut Vec<Accepted>) {
@@ -248,48 +260,45 @@ impl Core {
             Command::Register(request, reply) => {
                 reply.send(self.register(&request)).ok();
             }
-            Command::Lease(request, reply) => {
-                if request.epoch != self.epoch || !self.fleet.knows(&request.worker) {
-                    reply.send(Err("this worker is not registered with this start of the coordinator".into())).ok();
-                } else {
-                    // A worker asks once at a time: an older request of its name is one whose answer it no longer waits for.
-                    self.fleet.free(&request.worker);
-                    for older in self.waiting.extract_if(.., |waiting| waiting.worker == request.worker) {
-                        older.reply.send(Ok(idle())).ok();
-                    }
-                    let wait = Duration::from_millis(u64::from(request.wait_ms)).min(WAIT_MAX);
-                    self.waiting.push(Waiting { worker: request.worker, until: Instant::now() + wait, reply });
-                }
-            }
+            Command::Lease(request, reply) => self.ask(request, reply),
             Command::Heartbeat(request, reply) => {
                 let token = request.token.map(token);
-                let valid = token.is_none_or(|token| self.fleet.is_live(token)) && request.epoch == self.epoch;
+                let held = token.is_none_or(|token| self.fleet.holder(token) == Some(request.worker.as_str()));
                 let progress = (request.items_done, request.items_total);
                 let drain = self.fleet.heartbeat(&request.worker, token, progress, self.now());
-                reply.send(v1::HeartbeatReply { valid, drain }).ok();
+                reply.send(Ok(v1::HeartbeatReply { valid: held && request.epoch == self.epoch, drain })).ok();
             }
             Command::Report(request, reply) => self.report(*request, reply, reports),
             Command::Drain(request, reply) => {
                 if request.epoch == self.epoch {
                     self.fleet.drain(&request.worker);
                 }
-                reply.send(v1::DrainReply {}).ok();
+                reply.send(Ok(v1::DrainReply {})).ok();
+            }
+            Command::Operate(request, reply) => {
+                reply.send(self.operate(request)).ok();
             }
             Command::Pause => self.paused = true,
         }
     }
 
-    fn register(&mut self, request: &v1::RegisterRequest) -> Result<v1::RegisterReply, String> {
-        if request.protocol != PROTOCOL {
-            return Err(format!(
-                "the worker speaks protocol {}, and this coordinator protocol {PROTOCOL}: use the same version of evolver on both sides",
+    fn register(&mut self, request: &v1::RegisterRequest) -> Result<v1::RegisterReply, Status> {
+        if !(PROTOCOL_OLDEST..=PROTOCOL).contains(&request.protocol) {
+            return Err(Status::failed_precondition(format!(
+                "the worker speaks protocol {}, and this coordinator {PROTOCOL_OLDEST} to {PROTOCOL}: use the same version of evolver on both sides",
                 request.protocol
-            ));
+            )));
         }
         for (what, name) in [("name", &request.worker), ("host", &request.host)] {
-            if name.is_empty() || name.len() > NAME_MAX {
-                return Err(format!("the worker's {what} has {} bytes: it needs 1 to {NAME_MAX}", name.len()));
+            if name.is_empty() || name.len() > NAME_MAX || name.chars().any(char::is_control) {
+                return Err(Status::failed_precondition(format!(
+                    "the worker's {what} has {} bytes: it needs 1 to {NAME_MAX}, and no control characters",
+                    name.len()
+                )));
             }
+        }
+        if !self.fleet.knows(&request.worker) && self.fleet.workers().count() >= WORKERS_MAX {
+            return Err(busy(&format!("{WORKERS_MAX} workers are here, and no more can be"), FULL_PAUSE));
         }
         self.fleet.register(&request.worker, &request.host, self.now());
         tracing::info!(worker = request.worker, host = request.host, "worker registered");
@@ -304,148 +313,84 @@ impl Core {
         })
     }
 
-    fn report(&mut self, request: v1::ReportRequest, reply: Reply<Result<v1::ReportReply, String>>, reports: &mut Vec<Accepted>) {
-        let Some(token) = request.token.map(token) else {
-            reply.send(Err("the report has no token".into())).ok();
+    fn ask(&mut self, request: v1::LeaseRequest, reply: Reply<v1::LeaseReply>) {
+        if request.epoch != self.epoch || !self.fleet.knows(&request.worker) {
+            reply.send(Err(unregistered())).ok();
             return;
-        };
-        let holder = self.fleet.holder(token).map(str::to_owned);
-        let twice = reports.iter().any(|other| other.token == token);
-        let Some(worker) = holder.filter(|_| !twice) else {
-            reply
-                .send(Ok(answer(v1::report_reply::Verdict::Superseded, "another attempt holds this spec, or it has a result")))
-                .ok();
-            return;
-        };
-        let scores = match request.result {
-            Some(v1::report_request::Result::Scores(scores)) => scores,
-            Some(v1::report_request::Result::Failure(failure)) => {
-                let class = v1::FailureClass::try_from(failure.class).unwrap_or_default();
-                let killed = class == v1::FailureClass::Killed;
-                let class = class.as_str_name().trim_start_matches("FAILURE_CLASS_").to_lowercase();
-                let message = &failure.message[..failure.message.floor_char_boundary(REASON_MAX)];
-                return self.failed(token, &worker, &format!("{class}: {message}"), killed, None, reply, reports);
-            }
-            Some(v1::report_request::Result::Released(_)) | None => {
-                self.fleet.release(token);
-                reply.send(Ok(answer(v1::report_reply::Verdict::Committed, ""))).ok();
-                return;
-            }
-        };
-        match scores_from_wire(scores).map_err(|error| error.to_string()).and_then(|scores| self.check(token.spec, scores)) {
-            Ok(scores) => {
-                let timings = request.timings.unwrap_or_default();
-                reports.push(Accepted {
-                    token,
-                    record: Record::Result {
-                        number: token.spec,
-                        recipe: self.recipe_id(token.spec),
-                        scores: scores.clone(),
-                        worker,
-                        attempt: token.attempt,
-                        timings: Timings {
-                            lease: seconds(timings.lease),
-                            build: seconds(timings.build),
-                            score: seconds(timings.score),
-                            report: seconds(timings.report),
-                        },
-                        elapsed: self.now().as_secs_f64(),
-                    },
-                    outcome: Some(Outcome::Scored(scores)),
-                    reply,
-                    verdict: answer(v1::report_reply::Verdict::Committed, ""),
-                });
-            }
-            Err(reason) => {
-                let refused = answer(v1::report_reply::Verdict::Refused, &reason);
-                self.failed(token, &worker, &reason, false, Some(refused), reply, reports);
-            }
         }
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "one attempt's end with all that is known of it")]
-    fn failed(
-        &mut self,
-        token: Token,
-        worker: &str,
-        reason: &str,
-        killed: bool,
-        verdict: Option<v1::ReportReply>,
-        reply: Reply<Result<v1::ReportReply, String>>,
-        reports: &mut Vec<Accepted>,
-    ) {
-        tracing::warn!(worker, spec = token.spec, reason, "attempt failed");
-        let attempt = Record::Attempt { number: token.spec, worker: worker.to_owned(), reason: reason.to_owned() };
-        let verdict = verdict.unwrap_or_else(|| answer(v1::report_reply::Verdict::Committed, ""));
-        let (record, outcome) = match if killed { self.fleet.lose(token) } else { self.fleet.fail(token, reason) } {
-            Verdict::Retry => (attempt, None),
-            Verdict::GiveUp(reason) => {
-                self.later.push(attempt);
-                let record = Record::Failure { number: token.spec, reason: reason.clone() };
-                (record, Some(Outcome::Failed(reason)))
-            }
-        };
-        reports.push(Accepted { token, record, outcome, reply, verdict });
-    }
-
-    /// The scores must cover each task's items, and say the accuracy that their items say.
-    fn check(&self, spec: u64, scores: Scores) -> Result<Scores, String> {
-        let portion = self.fleet.spec(spec).map_or(Split::Dev.into(), |spec| spec.portion);
-        let tasks = &self.replay.search.setup().tasks;
-        if tasks.len() != scores.tasks.len() {
-            return Err(format!("{} tasks were scored, and there are {}", scores.tasks.len(), tasks.len()));
+        // A worker asks once at a time: an older request of its name is one whose answer it no longer waits for.
+        self.fleet.free(&request.worker);
+        for older in self.waiting.extract_if(.., |waiting| waiting.worker == request.worker) {
+            older.reply.send(Ok(idle())).ok();
         }
-        for ((task, score), weighted) in tasks.iter().zip(&scores.tasks).zip(&self.replay.search.setup().objective.tasks) {
-            let items = portion.count(if portion.split == Split::Test { task.test_items } else { task.dev_items });
-            if task.name != score.task || score.credits.len() != items {
-                return Err(format!(
-                    "task {} has {items} items to be scored, and {} of task {} were reported",
-                    task.name,
-                    score.credits.len(),
-                    score.task
-                ));
-            }
-            if items > 0 && !score.metrics.contains_key(&weighted.metric) {
-                return Err(format!("task {}: the metric {} is missing", task.name, weighted.metric));
-            }
-            #[expect(clippy::cast_precision_loss, reason = "a count of items")]
-            let mean = score.credits.iter().map(|&credit| f64::from(credit)).sum::<f64>() / items as f64;
-            if score.metrics.get("accuracy").is_some_and(|accuracy| (accuracy - mean).abs() > 1e-9) {
-                return Err(format!("task {}: the accuracy is not the mean of its items, {mean}", task.name));
-            }
+        let wait = Duration::from_millis(u64::from(request.wait_ms)).min(WAIT_MAX);
+        self.waiting.push(Waiting {
+            worker: request.worker,
+            since: self.now(),
+            until: self.now() + wait,
+            held: request.held,
+            reply,
+        });
+    }
+
+    /// One synced transaction, then the acknowledgements, then the search. Where the disk is full, nothing is acknowledged, and what is under way
+    /// stays with its workers.
+    fn commit(&mut self, reports: Vec<Accepted>) -> Result<(), EndError> {
+        if reports.is_empty() && self.later.is_empty() {
+            return Ok(());
         }
-        Ok(scores)
-    }
-
-    fn recipe_id(&self, spec: u64) -> Digest {
-        self.fleet.spec(spec).map_or(self.hash, |spec| spec.recipe.id())
-    }
-
-    /// One synced transaction, then the acknowledgements, then the search.
-    fn commit(&mut self, reports: Vec<Accepted>) -> Result<(), JournalError> {
-        self.append(reports.iter().map(|report| report.record.clone()).collect())?;
+        let records: Vec<_> = reports.iter().flat_map(|report| report.records.iter().cloned()).collect();
+        match self.append(records) {
+            Ok(()) => {}
+            Err(error) if error.is_full() => {
+                self.fill(&error);
+                for report in reports {
+                    report.reply.send(Err(busy("the coordinator's disk is full", FULL_PAUSE))).ok();
+                }
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let now = self.now();
         let mut outcomes = Vec::new();
         for report in reports {
             report.reply.send(Ok(report.verdict)).ok();
-            outcomes.extend(report.outcome.map(|outcome| (report.token.spec, outcome)));
+            if let Some(scores) = report.scores {
+                let consequences = self.fleet.commit(report.token, &scores, report.compared, now);
+                self.follow(consequences);
+                self.replay.authors.insert(report.token.spec, report.worker);
+                outcomes.push((report.token.spec, Outcome::Scored(scores)));
+            }
         }
         self.tell(outcomes);
         Ok(())
     }
 
+    fn fill(&mut self, error: &JournalError) {
+        if !self.full {
+            tracing::error!("no work is handed out until there is room: {error}");
+        }
+        self.full = true;
+    }
+
     /// Appends what waits and then `records`, in one synced transaction.
-    fn append(&mut self, records: Vec<Record>) -> Result<(), JournalError> {
+    pub(super) fn append(&mut self, records: Vec<Record>) -> Result<(), JournalError> {
         let mut all = std::mem::take(&mut self.later);
+        let waited = all.len();
         all.extend(records);
-        self.journal.append(&all)
+        let appended = self.journal.append(&all);
+        if appended.is_err() {
+            all.truncate(waited);
+            self.later = all;
+        }
+        appended
     }
 
     /// Hands over what has just been journaled, in the same order.
     fn tell(&mut self, outcomes: Vec<(u64, Outcome)>) {
         for (number, outcome) in outcomes {
             self.fleet.finish(number);
-            self.replay.told.insert(number);
-            if let Err(error) = self.replay.search.tell(number, outcome) {
+            if let Err(error) = self.replay.tell(number, outcome) {
                 // The fleet only holds specs that the search drew, each until it has its one result.
                 tracing::error!("a result did not fit the search: {error}");
             }
@@ -456,48 +401,99 @@ impl Core {
             // The state after all of them: that is where the record will stand.
             self.later.push(Record::State { absorbed: self.replay.search.absorbed(), hash: self.replay.search.state_hash() });
         }
+        self.crowned();
     }
 
-    /// Leases that ran out, and the clock's limit.
-    fn tick(&mut self) -> Result<(), JournalError> {
-        let lost = self.fleet.expire(self.now());
-        if !lost.is_empty() {
-            let failure = |(number, reason): &(u64, String)| Record::Failure { number: *number, reason: reason.clone() };
-            self.append(lost.iter().map(failure).collect())?;
-            self.tell(lost.into_iter().map(|(number, reason)| (number, Outcome::Failed(reason))).collect());
+    /// Leases that ran out, the clock's limit, and whether there is room.
+    fn tick(&mut self) -> Result<(), EndError> {
+        if !self.journal.has_room() {
+            self.full = true;
+        } else if self.full {
+            match self.append(Vec::new()) {
+                Ok(()) => {
+                    tracing::warn!("there is room again: work is handed out");
+                    self.full = false;
+                    self.fleet.prolong_all(self.now());
+                }
+                Err(error) if error.is_full() => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
         }
+        if self.full {
+            return Ok(());
+        }
+        let lost = self.fleet.expire(self.now());
+        self.given_up.extend(lost);
+        self.judge()?;
         let limit = self.replay.resolved.definition.stop.seconds;
-        let seconds = self.replay.spent.seconds + self.now().as_secs_f64();
+        let seconds = self.seconds_before + self.now().as_secs_f64();
         let running = matches!(self.replay.search.phase(), Phase::Search) && !self.replay.search.is_ending();
         if running && limit.is_some_and(|limit| seconds >= limit) {
             let number = self.replay.search.drawn();
-            self.append(vec![Record::Stop { number, reason: STOP_SECONDS.into() }])?;
-            self.replay.search.stop(number, STOP_SECONDS);
+            match self.append(vec![Record::Stop { number, reason: STOP_SECONDS.into() }]) {
+                Ok(()) => self.replay.search.stop(number, STOP_SECONDS),
+                Err(error) if error.is_full() => self.fill(&error),
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(())
     }
 
-    /// Moves what the search has drawn to the fleet.
-    fn pump(&mut self) {
-        while let Some(spec) = self.replay.search.ask() {
-            if !self.replay.told.contains(&spec.number) {
-                self.fleet.add(spec);
+    /// Carries out what has been decided: specs are given up, workers are not trusted any more.
+    fn judge(&mut self) -> Result<(), EndError> {
+        let result = self.give_up().and_then(|()| self.catch());
+        match result {
+            Err(EndError::Journal(error)) if error.is_full() => {
+                self.fill(&error);
+                Ok(())
             }
+            result => result,
         }
-        for spec in self.replay.search.tests() {
+    }
+
+    fn give_up(&mut self) -> Result<(), EndError> {
+        if self.given_up.is_empty() {
+            return Ok(());
+        }
+        let mut lost = std::mem::take(&mut self.given_up);
+        lost.sort_unstable();
+        lost.dedup_by_key(|(number, _)| *number);
+        // A slower attempt may have brought its result since.
+        lost.retain(|(number, _)| !self.replay.told.contains(number));
+        let failure = |(number, reason): &(u64, String)| Record::Failure { number: *number, reason: reason.clone() };
+        if let Err(error) = self.append(lost.iter().map(failure).collect()) {
+            self.given_up = lost;
+            return Err(error.into());
+        }
+        self.tell(lost.into_iter().map(|(number, reason)| (number, Outcome::Failed(reason))).collect());
+        Ok(())
+    }
+
+    /// Moves what the search has drawn to the fleet.
+    pub(super) fn pump(&mut self) {
+        for spec in self.replay.fresh() {
             self.fleet.add(spec);
         }
     }
 
-    /// Answers the workers that wait for work.
-    fn serve(&mut self) {
-        let leave = if self.replay.search.phase() == Phase::Finished {
+    /// Whether the search has ended, and nothing that it stands on is in doubt.
+    pub(super) fn finished(&self) -> bool {
+        self.replay.search.phase() == Phase::Finished && !self.fleet.checks_owed(self.now())
+    }
+
+    /// Answers the workers that wait for work. Where none is free, only a `tick` looks for other things to do.
+    fn serve(&mut self, tick: bool) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let leave = if self.finished() {
             Some("the search has finished")
         } else if self.paused {
             Some("the coordinator is stopping")
         } else {
             None
         };
+        let mut free = self.fleet.waiting();
         for waiting in std::mem::take(&mut self.waiting) {
             if waiting.reply.is_closed() {
                 continue;
@@ -506,20 +502,18 @@ impl Core {
             if let Some(reason) = leave {
                 let leave = v1::Leave { reason: reason.into() };
                 waiting.reply.send(Ok(lease_reply(v1::lease_reply::Outcome::Leave(leave)))).ok();
-            } else if let Some((token, spec)) = self.fleet.lease(&waiting.worker, self.now()) {
-                let keep = self.replay.search.population().iter().map(|member| member.id.as_bytes().to_vec());
-                let assignment = v1::Assignment {
-                    token: Some(v1::Token { epoch: token.epoch, spec: token.spec, attempt: token.attempt }),
-                    recipe: encode(&spec.recipe),
-                    split: split_to_wire(spec.portion.split),
-                    keep: keep.collect(),
-                    subset: spec.portion.subset.map(subset_to_wire),
-                };
+                continue;
+            }
+            let granted = if self.full || (free == 0 && !tick) { None } else { self.grant(&waiting) };
+            if let Some((token, spec)) = granted {
+                free = free.saturating_sub(1);
+                let waited = self.now().saturating_sub(waiting.since).as_secs_f64();
+                let assignment = v1::Assignment { waited, ..self.assignment(Some(token), &spec) };
                 let reply = lease_reply(v1::lease_reply::Outcome::Assignment(assignment));
                 if waiting.reply.send(Ok(reply)).is_err() {
                     self.fleet.release(token);
                 }
-            } else if waiting.until <= Instant::now() {
+            } else if waiting.until <= self.now() {
                 waiting.reply.send(Ok(idle())).ok();
             } else {
                 self.waiting.push(waiting);
@@ -527,57 +521,60 @@ impl Core {
         }
     }
 
-    fn publish(&self) {
-        let search = &self.replay.search;
-        let counters = search.counters();
-        let busy = self.fleet.workers().any(|(_, worker)| worker.holds.is_some());
-        let phase = match search.phase() {
-            _ if self.paused && !busy => "paused",
-            Phase::Start => "start",
-            Phase::Search => "search",
-            Phase::Test => "test",
-            Phase::Finished => "finished",
-        };
-        let worker = |(name, worker): (&String, &crate::fleet::Worker)| v1::WorkerStatus {
-            worker: name.clone(),
-            host: worker.host.clone(),
-            spec: worker.holds,
-            items_done: worker.done,
-            items_total: worker.total,
-        };
-        let best = search.best().map(|best| {
-            let interval = search.interval(&best.scores);
-            v1::Best { id: best.id.to_string(), dev: best.dev, dev_low: interval.low, dev_high: interval.high }
-        });
-        let status = v1::Status {
-            epoch: self.epoch,
-            phase: phase.into(),
-            generation: search.generation(),
-            issued: counters.issued,
-            committed: counters.committed,
-            accepted: counters.accepted,
-            failed: counters.failed,
-            offspring_limit: search.planned(),
-            best,
-            workers: self.fleet.workers().map(worker).collect(),
-            finished: search.phase() == Phase::Finished,
-            stopped_by: search.stopped_by().into(),
-            items_scored: search.items(),
-        };
-        self.publish.send_if_modified(|current| {
-            let changed = *current != status;
-            *current = status;
-            changed
-        });
+    /// What the worker has in hand, or whatever is next.
+    fn grant(&mut self, waiting: &Waiting) -> Option<(Token, Spec)> {
+        let now = self.now();
+        if let Some(held) = &waiting.held {
+            let fits = |spec: &Spec| work_of(&assignment(None, spec, Vec::new())).as_bytes().as_slice() == held.work;
+            let granted = self.fleet.lease_held(&waiting.worker, held.spec, fits, now);
+            if granted.is_some() {
+                return granted;
+            }
+        }
+        self.fleet.lease(&waiting.worker, now)
+    }
+
+    fn assignment(&self, token: Option<Token>, spec: &Spec) -> v1::Assignment {
+        // Start models are built again: by their descendants, and for the sealed split.
+        let start = matches!(spec.kind, Kind::Initial | Kind::Reference).then(|| spec.recipe.id());
+        let members = self.replay.search.population().iter().map(|member| member.id);
+        assignment(token, spec, members.chain(start).map(|id| id.as_bytes().to_vec()).collect())
+    }
+
+    /// Answers everyone who waits under an epoch that is over.
+    pub(super) fn dismiss(&mut self) {
+        for waiting in std::mem::take(&mut self.waiting) {
+            waiting.reply.send(Err(unregistered())).ok();
+        }
     }
 }
 
-fn token(token: v1::Token) -> Token {
+fn assignment(token: Option<Token>, spec: &Spec, keep: Vec<Vec<u8>>) -> v1::Assignment {
+    v1::Assignment {
+        token: token.map(|token| v1::Token { epoch: token.epoch, spec: token.spec, attempt: token.attempt }),
+        recipe: encode(&spec.recipe),
+        split: split_to_wire(spec.portion.split),
+        keep,
+        waited: 0.0,
+        subset: spec.portion.subset.map(subset_to_wire),
+    }
+}
+
+pub(super) fn token(token: v1::Token) -> Token {
     Token { epoch: token.epoch, spec: token.spec, attempt: token.attempt }
 }
 
-fn answer(verdict: v1::report_reply::Verdict, reason: &str) -> v1::ReportReply {
-    v1::ReportReply { verdict: verdict.into(), reason: reason.into() }
+/// An answer that asks to come again later.
+pub(crate) fn busy(reason: &str, pause: Duration) -> Status {
+    let mut status = Status::resource_exhausted(reason);
+    status
+        .metadata_mut()
+        .insert(PUSHBACK, tonic::metadata::MetadataValue::from(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX)));
+    status
+}
+
+fn unregistered() -> Status {
+    Status::unauthenticated("this worker is not registered with this start of the coordinator")
 }
 
 fn lease_reply(outcome: v1::lease_reply::Outcome) -> v1::LeaseReply {
@@ -592,9 +589,4 @@ fn idle() -> v1::LeaseReply {
 fn duration(seconds: f64) -> Duration {
     const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
     Duration::try_from_secs_f64(seconds).map_or(LONGEST, |duration| duration.min(LONGEST))
-}
-
-/// Seconds as a worker tells them; what cannot be a time counts as none. The journal's JSON has no NaN.
-fn seconds(told: f64) -> f64 {
-    if told.is_finite() { told.max(0.0) } else { 0.0 }
 }

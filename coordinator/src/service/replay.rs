@@ -6,13 +6,15 @@ use evolver_common::{
     definition::{Resolved, Stop},
     digest::Digest,
     recipe::parse,
+    score::Scores,
     suggest,
 };
+use serde::Serialize;
 use thiserror::Error;
 
 use crate::{
     journal::{Record, Timings},
-    search::{Named, Outcome, Search, SetupError, TEST_BASE, TellError},
+    search::{Named, Outcome, Search, SetupError, Spec, TEST_BASE, TellError},
     setup,
 };
 
@@ -85,15 +87,33 @@ pub enum ReplayError {
     },
 }
 
-/// Time and attempts spent.
+/// Time spent.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Spent {
     /// Seconds of workers, by what they did.
     pub timings: Timings,
+    /// Of these, what offspring took: the search itself, without the start models and the sealed split.
+    pub offspring: Timings,
     /// Seconds of the coordinator's clock, over all its starts.
     pub seconds: f64,
-    /// Attempts that failed.
-    pub failed_attempts: u64,
+}
+
+/// An attempt that failed, or the end of a spec that was given up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Failed {
+    /// The spec.
+    pub number: u64,
+    /// Who tried; empty where the spec was given up.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub worker: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// A result that is there and belongs to no spec that has been drawn so far.
+struct Banked {
+    work: Option<Digest>,
+    outcome: Outcome,
 }
 
 /// What a journal holds.
@@ -106,10 +126,30 @@ pub struct Replay {
     pub told: HashSet<u64>,
     /// The latest epoch.
     pub epoch: u64,
-    /// Time and attempts.
+    /// Time.
     pub spent: Spent,
+    /// Attempts that failed, in the order of their records.
+    pub failed_attempts: Vec<Failed>,
+    /// Specs that were given up.
+    pub given_up: Vec<Failed>,
     /// Seconds of the coordinator's clock when each spec's result was committed.
     pub committed_at: BTreeMap<u64, f64>,
+    /// Who scored each spec.
+    pub authors: BTreeMap<u64, String>,
+    /// Specs whose scores more than one worker stands behind.
+    pub confirmed: HashSet<u64>,
+    /// Workers that are not trusted, with the reason.
+    pub distrusted: BTreeMap<String, String>,
+    /// Results that were taken back.
+    pub retracted: u64,
+    /// Results that are to be compared and have not been.
+    pub(super) compared: BTreeMap<u64, (Spec, Scores)>,
+    /// Specs that were drawn and have no result.
+    open: BTreeMap<u64, Spec>,
+    /// Numbers of specs that were drawn since they were last asked for.
+    fresh: Vec<u64>,
+    /// Results of specs that may be drawn again, after one before them was taken back.
+    bank: BTreeMap<u64, Banked>,
 }
 
 /// The latest definition that was journaled.
@@ -136,18 +176,15 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
             extend(&mut resolved.definition.stop, limits).map_err(|what| ReplayError::Decision { record: index, what })?;
         }
     }
-    let mut this = Replay {
-        search: Search::new(setup::search(&resolved)?)?,
-        resolved,
-        told: HashSet::new(),
-        epoch: 0,
-        spent: Spent::default(),
-        committed_at: BTreeMap::new(),
-    };
+    let mut this = Replay::new(resolved)?;
     // Seconds of earlier starts, and of this one so far.
     let (mut before, mut current) = (0.0, 0.0);
     // The clock's limit at that time.
     let mut limit = None;
+    // The results that stand, and the stops, by their records: what is told again if one of them is taken back.
+    let mut standing: BTreeMap<u64, (&Record, Option<Digest>)> = BTreeMap::new();
+    let (mut stops, mut enqueued) = (Vec::new(), Vec::new());
+    let mut compare = None;
     for (index, record) in (1..).zip(records) {
         match record {
             Record::Definition { resolved, .. } => limit = resolved["definition"]["stop"]["seconds"].as_f64(),
@@ -156,28 +193,67 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
                 current = 0.0;
                 this.epoch = *epoch;
             }
-            Record::Result { number, recipe, scores, timings, elapsed, .. } => {
-                if let Some(found) = this.search.recipe(*number).filter(|found| found != recipe) {
+            Record::Result { number, recipe, scores, timings, elapsed, worker, .. } => {
+                if let Some(found) = this.recipe(*number).filter(|found| found != recipe) {
                     return Err(ReplayError::Recipe { record: index, number: *number, found, written: *recipe });
                 }
                 current = *elapsed;
                 this.committed_at.insert(*number, before + current);
-                let spent = &mut this.spent.timings;
-                spent.lease += timings.lease;
-                spent.build += timings.build;
-                spent.score += timings.score;
-                spent.report += timings.report;
-                this.tell(index, *number, Outcome::Scored(scores.clone()))?;
+                this.authors.insert(*number, worker.clone());
+                this.spent.timings.add(timings);
+                if this.is_offspring(*number) {
+                    this.spent.offspring.add(timings);
+                }
+                standing.insert(*number, (record, this.work(*number)));
+                if let Some(spec) = this.open.get(number).filter(|_| compare.take() == Some(*number)) {
+                    this.compared.insert(*number, (spec.clone(), scores.clone()));
+                }
+                this.tell(*number, outcome(record)).map_err(|source| ReplayError::Tell { record: index, source })?;
             }
-            Record::Failure { number, reason } => this.tell(index, *number, Outcome::Failed(reason.clone()))?,
-            Record::Attempt { .. } => this.spent.failed_attempts += 1,
+            Record::Failure { number, reason } => {
+                this.given_up.push(Failed { number: *number, worker: String::new(), reason: reason.clone() });
+                standing.insert(*number, (record, this.work(*number)));
+                this.tell(*number, outcome(record)).map_err(|source| ReplayError::Tell { record: index, source })?;
+            }
+            Record::Attempt { number, worker, reason } => {
+                this.failed_attempts.push(Failed { number: *number, worker: worker.clone(), reason: reason.clone() });
+            }
             // A limit that has been raised since then ends nothing.
             Record::Stop { reason, .. } if reason == STOP_SECONDS && raised(limit, this.resolved.definition.stop.seconds) => {}
-            Record::Stop { number, reason } => this.search.stop(*number, reason),
             Record::Extend { limits } => limit = limits.get("seconds").copied().unwrap_or(limit),
-            Record::Enqueue { name, recipe } => {
+            Record::Enqueue { offspring, name, recipe } => {
                 let recipe = parse(recipe).map_err(|error| ReplayError::Decision { record: index, what: error.to_string() })?;
-                this.search.enqueue(Named { name: name.clone(), kind: "evolved", recipe });
+                let named = Named { name: name.clone(), kind: "evolved", recipe };
+                enqueued.push((*offspring, named.clone()));
+                this.search.enqueue(*offspring, named);
+                this.draw();
+            }
+            Record::Stop { number, reason } => {
+                stops.push((*number, reason));
+                this.search.stop(*number, reason);
+            }
+            Record::Compare { number } => compare = Some(*number),
+            Record::Check { number, .. } => {
+                this.confirmed.insert(*number);
+                this.compared.remove(number);
+            }
+            Record::Distrust { worker, reason, numbers, epoch } => {
+                this.distrusted.insert(worker.clone(), reason.clone());
+                this.epoch = *epoch;
+                this.retracted += numbers.len() as u64;
+                for number in numbers {
+                    standing.remove(number);
+                    this.authors.remove(number);
+                    this.committed_at.remove(number);
+                    this.confirmed.remove(number);
+                    this.compared.remove(number);
+                }
+                if !numbers.is_empty() {
+                    this.begin_again(&standing, &stops, &enqueued)?;
+                }
+            }
+            Record::Readmit { worker } => {
+                this.distrusted.remove(worker);
             }
             Record::State { absorbed, hash } => {
                 let found = this.search.state_hash();
@@ -215,15 +291,145 @@ pub fn extend(stop: &mut Stop, limits: &BTreeMap<String, Option<f64>>) -> Result
     Ok(())
 }
 
+/// A result or failure as the search takes it.
+fn outcome(record: &Record) -> Outcome {
+    match record {
+        Record::Result { scores, .. } => Outcome::Scored(scores.clone()),
+        Record::Failure { reason, .. } => Outcome::Failed(reason.clone()),
+        _ => Outcome::Failed(String::new()),
+    }
+}
+
 fn raised(was: Option<f64>, is: Option<f64>) -> bool {
     is.is_none_or(|is| was.is_some_and(|was| is > was))
 }
 
 impl Replay {
-    fn tell(&mut self, record: usize, number: u64, outcome: Outcome) -> Result<(), ReplayError> {
-        self.search.tell(number, outcome).map_err(|source| ReplayError::Tell { record, source })?;
+    fn new(resolved: Resolved) -> Result<Self, ReplayError> {
+        let mut this = Self {
+            search: Search::new(setup::search(&resolved)?)?,
+            resolved,
+            told: HashSet::new(),
+            epoch: 0,
+            spent: Spent::default(),
+            failed_attempts: Vec::new(),
+            given_up: Vec::new(),
+            committed_at: BTreeMap::new(),
+            authors: BTreeMap::new(),
+            confirmed: HashSet::new(),
+            distrusted: BTreeMap::new(),
+            retracted: 0,
+            compared: BTreeMap::new(),
+            open: BTreeMap::new(),
+            fresh: Vec::new(),
+            bank: BTreeMap::new(),
+        };
+        this.draw();
+        Ok(this)
+    }
+
+    fn is_offspring(&self, number: u64) -> bool {
+        let setup = self.search.setup();
+        let start = setup.individuals.len() + setup.references.len();
+        (start as u64..TEST_BASE).contains(&number)
+    }
+
+    /// Hands a result to the search. What that lets it draw is told at once where its result is there already.
+    ///
+    /// # Errors
+    /// If the spec was not drawn, or has a result.
+    pub(super) fn tell(&mut self, number: u64, outcome: Outcome) -> Result<(), TellError> {
+        self.search.tell(number, outcome)?;
         self.told.insert(number);
+        self.open.remove(&number);
+        // A result of the model that had this number before is of no use any more.
+        self.bank.remove(&number);
+        self.draw();
         Ok(())
+    }
+
+    /// Results that are to be compared: of specs that still are what they were.
+    pub(super) fn compared(&self) -> Vec<(Spec, Scores)> {
+        self.compared.iter().filter(|(number, _)| !self.open.contains_key(number)).map(|(_, compared)| compared.clone()).collect()
+    }
+
+    /// Specs that were drawn and have no result, in the order of their numbers.
+    pub fn undone(&self) -> impl Iterator<Item = &Spec> {
+        self.open.values()
+    }
+
+    /// Specs without a result that were drawn since this was last asked.
+    pub(super) fn fresh(&mut self) -> Vec<Spec> {
+        let numbers = std::mem::take(&mut self.fresh);
+        numbers.into_iter().filter_map(|number| self.open.get(&number).cloned()).collect()
+    }
+
+    /// The recipe of a spec that has no result.
+    fn recipe(&self, number: u64) -> Option<Digest> {
+        self.open.get(&number).map(|spec| spec.recipe.id())
+    }
+
+    /// What a spec that has no result asks for.
+    fn work(&self, number: u64) -> Option<Digest> {
+        self.open.get(&number).map(Spec::work)
+    }
+
+    /// Takes over what the search has drawn, and tells it what is known of that.
+    fn draw(&mut self) {
+        loop {
+            while let Some(spec) = self.search.ask() {
+                self.fresh.push(spec.number);
+                self.open.insert(spec.number, spec);
+            }
+            for spec in self.search.tests() {
+                if !self.open.contains_key(&spec.number) {
+                    self.fresh.push(spec.number);
+                    self.open.insert(spec.number, spec);
+                }
+            }
+            let fits = |(number, spec): (&u64, &Spec)| {
+                let banked = self.bank.get(number)?;
+                banked.work.is_none_or(|work| work == spec.work()).then_some(*number)
+            };
+            let Some(number) = self.open.iter().find_map(fits) else {
+                return;
+            };
+            let Some(banked) = self.bank.remove(&number) else { return };
+            if self.search.tell(number, banked.outcome).is_ok() {
+                self.told.insert(number);
+            }
+            self.open.remove(&number);
+        }
+    }
+
+    /// The search from its beginning, with the results that stand: it ends as if those that do not had never been reported. Scores are a pure
+    /// function of model and items, so a result is as good for the model that is drawn now as it was then, if it is the same one.
+    fn begin_again(
+        &mut self,
+        standing: &BTreeMap<u64, (&Record, Option<Digest>)>,
+        stops: &[(u64, &String)],
+        enqueued: &[(u64, Named)],
+    ) -> Result<(), ReplayError> {
+        self.search = Search::new(setup::search(&self.resolved)?)?;
+        for (number, reason) in stops {
+            self.search.stop(*number, reason);
+        }
+        for (offspring, named) in enqueued {
+            self.search.enqueue(*offspring, named.clone());
+        }
+        self.told.clear();
+        self.open.clear();
+        self.fresh.clear();
+        let bank = standing.iter().map(|(number, (record, work))| (*number, Banked { work: *work, outcome: outcome(record) }));
+        self.bank = bank.collect();
+        self.draw();
+        Ok(())
+    }
+
+    /// The specs that stand on this worker's word alone.
+    pub(super) fn unconfirmed(&self, worker: &str) -> Vec<u64> {
+        let alone = |(number, author): (&u64, &String)| (author == worker && !self.confirmed.contains(number)).then_some(*number);
+        self.authors.iter().filter_map(alone).collect()
     }
 
     /// Seconds of the coordinator's clock from its first start until the spec's result was committed.

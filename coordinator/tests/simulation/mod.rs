@@ -13,7 +13,7 @@ use evolver_common::{
     score::{Objective, Scores, Split, TaskScore, Weighted},
 };
 use evolver_coordinator::{
-    fleet::{Fleet, Token, Verdict},
+    fleet::{Fleet, Purpose, Settings, Token},
     search::{Individual, Mode, Named, Outcome, Phase, Plugin, Search, Setup, Spec, Stop, Task, rules, strategies},
 };
 use serde_json::{Value, json};
@@ -23,6 +23,8 @@ pub(crate) const ITEMS: [usize; 2] = [12, 8];
 const ATTEMPTS: u32 = 3;
 /// Leases of a spec that a world may lose; the fleet gives a spec up at 10.
 const LOSSES: u32 = 8;
+/// No comparisons here.
+const SETTINGS: Settings = Settings { lease: LEASE, attempts: ATTEMPTS, check_every: 0, tolerance: 0.0, seed: 0 };
 const LEASE: Duration = Duration::from_secs(60);
 
 /// One way to search.
@@ -237,8 +239,8 @@ pub(crate) struct World {
     joined: usize,
     /// Reports on their way, some of them of workers that are thought dead.
     post: Vec<(Token, Spec)>,
-    /// The token that must be live, and until when.
-    live: HashMap<u64, (Token, Duration, String)>,
+    /// The tokens that must be live, until when, and whose; a slow attempt may be doubled.
+    live: HashMap<(u64, u32), (Token, Duration, String)>,
     failures: HashMap<u64, u32>,
     losses: HashMap<u64, u32>,
     pub(crate) superseded: u64,
@@ -249,7 +251,7 @@ impl World {
         let mut this = Self {
             search: Search::new(setup.clone()).unwrap(),
             setup,
-            fleet: Fleet::new(1, LEASE, ATTEMPTS),
+            fleet: Fleet::new(1, SETTINGS),
             epoch: 1,
             now: Duration::ZERO,
             journal: Vec::new(),
@@ -342,6 +344,10 @@ impl World {
         }
         // Whatever is still on its way comes too late.
         for (token, spec) in std::mem::take(&mut self.post) {
+            // Only what a worker proves itself by may still be under way.
+            if self.fleet.purpose(token) == Some(Purpose::Check) {
+                continue;
+            }
             let before = self.superseded;
             self.deliver(token, &spec);
             assert_eq!(self.superseded, before + 1);
@@ -381,11 +387,18 @@ impl World {
             return;
         };
         assert_eq!((token.epoch, token.spec), (self.epoch, spec.number));
-        assert!(!self.committed.contains(&spec.number), "spec {} has a result", spec.number);
+        let known = self.fleet.purpose(token) == Some(Purpose::Check);
+        assert_eq!(self.committed.contains(&spec.number), known, "spec {} is given out for what it is not", spec.number);
         let until = self.now + LEASE;
-        assert!(self.live.insert(spec.number, (token, until, name)).is_none(), "spec {} has two live leases", spec.number);
+        assert!(
+            self.live.insert((spec.number, token.attempt), (token, until, name)).is_none(),
+            "an attempt has its number twice"
+        );
+        let leases: Vec<_> = self.live.values().filter(|(live, ..)| live.spec == spec.number).collect();
+        assert!(leases.len() <= 2, "spec {} has {} live leases", spec.number, leases.len());
         for attempt in 1..token.attempt {
-            assert!(!self.fleet.is_live(Token { attempt, ..token }));
+            let token = Token { attempt, ..token };
+            assert!(!self.fleet.is_live(token) || leases.iter().any(|(live, ..)| *live == token));
         }
         for epoch in 1..self.epoch {
             assert!(!self.fleet.is_live(Token { epoch, ..token }));
@@ -405,23 +418,35 @@ impl World {
             self.superseded += 1;
             return;
         }
+        let check = self.fleet.purpose(token) == Some(Purpose::Check);
         match outcome(spec) {
             Outcome::Failed(reason) => self.attempt_failed(token, &reason),
-            scored @ Outcome::Scored(_) => self.commit(spec.number, scored),
+            Outcome::Scored(scores) if check => {
+                self.live.remove(&(token.spec, token.attempt));
+                let after = self.fleet.answer(token, scores, self.now);
+                self.give_up(after.given_up);
+            }
+            Outcome::Scored(scores) => {
+                // A slower attempt at the same spec is superseded by this one.
+                let after = self.fleet.commit(token, &scores, false, self.now);
+                self.commit(spec.number, Outcome::Scored(scores));
+                assert_eq!(after.opinions, [], "nothing is compared but what a worker proves itself by");
+                self.give_up(after.given_up);
+            }
         }
     }
 
     fn attempt_failed(&mut self, token: Token, reason: &str) {
-        let failures = self.failures.entry(token.spec).or_default();
-        *failures += 1;
-        let last = *failures == ATTEMPTS;
-        self.live.remove(&token.spec);
-        match self.fleet.fail(token, reason) {
-            Verdict::Retry => assert!(!last),
-            Verdict::GiveUp(reason) => {
-                assert!(last, "{reason}");
-                self.commit(token.spec, Outcome::Failed(reason));
-            }
+        self.live.remove(&(token.spec, token.attempt));
+        self.fleet.fail(token, reason, self.now);
+    }
+
+    /// Only what fails on everyone is given up.
+    fn give_up(&mut self, specs: Vec<(u64, String)>) {
+        for (number, reason) in specs {
+            let spec = self.fleet.spec(number).unwrap().clone();
+            assert!(matches!(outcome(&spec), Outcome::Failed(_)), "spec {number} was given up: {reason}");
+            self.commit(number, Outcome::Failed(reason));
         }
     }
 
@@ -429,7 +454,7 @@ impl World {
         assert!(self.committed.insert(number), "spec {number} is committed twice");
         self.journal.push((number, outcome.clone()));
         self.fleet.finish(number);
-        self.live.remove(&number);
+        self.live.retain(|(spec, _), _| *spec != number);
         self.search.tell(number, outcome).unwrap();
         self.pump();
     }
@@ -446,8 +471,9 @@ impl World {
     /// Something passing goes wrong, less often than gives the spec up; what is doomed fails by itself.
     fn fail(&mut self, who: usize) {
         let Some((token, spec)) = self.workers[who].holds.clone() else { return };
-        let often = self.failures.get(&token.spec).copied().unwrap_or(0);
-        if self.fleet.is_live(token) && often + 1 < ATTEMPTS && matches!(outcome(&spec), Outcome::Scored(_)) {
+        let often = self.failures.entry(token.spec).or_default();
+        if self.fleet.is_live(token) && *often + 1 < ATTEMPTS && matches!(outcome(&spec), Outcome::Scored(_)) {
+            *often += 1;
             self.attempt_failed(token, "passing");
             self.workers[who].holds = None;
         }
@@ -458,8 +484,8 @@ impl World {
         let losses = self.losses.entry(token.spec).or_default();
         if self.fleet.is_live(token) && *losses < LOSSES {
             *losses += 1;
-            assert_eq!(self.fleet.lose(token), Verdict::Retry);
-            self.live.remove(&token.spec);
+            self.fleet.lose(token, "killed", self.now);
+            self.live.remove(&(token.spec, token.attempt));
             self.workers[who].holds = None;
         }
     }
@@ -469,7 +495,7 @@ impl World {
         let token = worker.holds.as_ref().map(|(token, _)| *token);
         assert!(!self.fleet.heartbeat(&worker.name, token, (1, 2), self.now), "nobody told it to leave");
         if let Some(token) = token
-            && let Some((live, until, _)) = self.live.get_mut(&token.spec)
+            && let Some((live, until, _)) = self.live.get_mut(&(token.spec, token.attempt))
             && *live == token
         {
             *until = self.now + LEASE;
@@ -480,13 +506,14 @@ impl World {
         let then = self.now + time;
         let lost = |until: Duration| until <= then;
         let worn = |spec: &u64| self.losses.get(spec).is_some_and(|losses| *losses >= LOSSES);
-        if self.live.iter().any(|(spec, (_, until, _))| lost(*until) && worn(spec)) {
+        if self.live.iter().any(|((spec, _), (_, until, _))| lost(*until) && worn(spec)) {
             return;
         }
         self.now = then;
-        assert_eq!(self.fleet.expire(self.now), [], "a spec was given up too early");
+        let given_up = self.fleet.expire(self.now);
+        self.give_up(given_up);
         let losses = &mut self.losses;
-        self.live.retain(|spec, (_, until, _)| {
+        self.live.retain(|(spec, _), (_, until, _)| {
             let lost = lost(*until);
             *losses.entry(*spec).or_default() += u32::from(lost);
             !lost
@@ -504,7 +531,7 @@ impl World {
         self.search = search;
         self.epoch += 1;
         self.now = Duration::ZERO;
-        self.fleet = Fleet::new(self.epoch, LEASE, ATTEMPTS);
+        self.fleet = Fleet::new(self.epoch, SETTINGS);
         self.live.clear();
         self.failures.clear();
         self.losses.clear();

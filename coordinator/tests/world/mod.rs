@@ -11,7 +11,10 @@ use evolver_common::{
     recipe::decode,
     score::{Portion, Scores, Split, classification},
 };
-use evolver_coordinator::service::{Coordinator, Options, serve};
+use evolver_coordinator::{
+    access::Security,
+    service::{Coordinator, Options, serve},
+};
 use evolver_proto::{PROTOCOL, portion_from_wire, scores_to_wire, v1};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
@@ -84,7 +87,8 @@ pub struct Served {
 impl Served {
     /// Starts a coordinator on a free port.
     pub async fn start(dir: &Path, resolved: &Resolved) -> Self {
-        let coordinator = Coordinator::start(&Options { dir: dir.to_owned(), resolved: resolved.clone() }).unwrap();
+        let coordinator =
+            Coordinator::start(&Options { dir: dir.to_owned(), resolved: resolved.clone(), compare: false }).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let status = coordinator.status();
@@ -93,7 +97,7 @@ impl Served {
             let stopped = async {
                 stopped.await.ok();
             };
-            serve(&coordinator, listener, stopped).await.unwrap();
+            serve(&coordinator, listener, &Security::Loopback, stopped).await.unwrap();
             coordinator
         });
         Self { address, status, stop, server }
@@ -144,7 +148,7 @@ impl Worker {
     /// Asks for work, waiting at most `wait`.
     pub async fn ask(&mut self, wait: Duration) -> Result<v1::lease_reply::Outcome, Status> {
         let wait_ms = u32::try_from(wait.as_millis()).unwrap();
-        let request = v1::LeaseRequest { worker: self.name.clone(), epoch: self.epoch, wait_ms };
+        let request = v1::LeaseRequest { worker: self.name.clone(), epoch: self.epoch, wait_ms, held: None };
         self.client.lease(request).await.map(|reply| reply.into_inner().outcome.unwrap())
     }
 

@@ -1,42 +1,46 @@
-//! The coordinator as an agent sees it: every call is repeated through restarts and lost answers, and a new epoch is registered with at once.
+//! The coordinator as an agent sees it: every call is repeated through restarts, lost answers and other addresses, and a new epoch is registered
+//! with at once.
 
 use std::time::{Duration, Instant};
 
-use evolver_proto::{MESSAGE_BYTES_MAX, PROTOCOL, v1};
-use tonic::{
-    Code, Status,
-    transport::{Channel, Endpoint},
-};
+use evolver_proto::{PROTOCOL, v1};
+use tonic::{Code, Request, Response, Status};
 
-use super::{AgentError, AgentOptions};
+use super::{AgentError, AgentOptions, pause::Pause};
+use crate::connect::Client;
 
-type Client = v1::evolver_client::EvolverClient<Channel>;
-
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Longest that a call may take beyond what it was asked to wait.
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+/// A sign of life must not hold up the work that it tells of.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Released within this time, or the lease runs out instead.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(4);
 
 pub(super) struct Link {
     client: Client,
+    /// Index of the address in use.
+    at: usize,
     options: AgentOptions,
     registered: v1::RegisterReply,
     /// Seconds that the last report took; told with the next one.
     last_report: f64,
 }
 
+/// What a sign of life brought back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Alive {
+    /// The token holds, or the coordinator is away, which says nothing against it.
+    Yes,
+    /// The token holds no more.
+    No,
+}
+
 impl Link {
     /// Connects and registers.
     pub(super) async fn open(options: &AgentOptions) -> Result<Self, AgentError> {
-        let url = if options.connect.contains("://") { options.connect.clone() } else { format!("http://{}", options.connect) };
-        let endpoint = Endpoint::from_shared(url)
-            .map_err(|error| AgentError::Unreachable(format!("{}: {error}", options.connect)))?
-            .tcp_nodelay(true)
-            .connect_timeout(Duration::from_secs(5))
-            .http2_keep_alive_interval(Duration::from_secs(20))
-            .keep_alive_while_idle(true);
-        let client = Client::new(endpoint.connect_lazy())
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let mut link = Self { client, registered: v1::RegisterReply::default(), options: options.clone(), last_report: 0.0 };
+        let client = options.target.client(0)?;
+        let registered = v1::RegisterReply::default();
+        let mut link = Self { client, at: 0, registered, options: options.clone(), last_report: 0.0 };
         link.register().await?;
         Ok(link)
     }
@@ -45,8 +49,43 @@ impl Link {
         &self.registered.definition
     }
 
+    pub(super) fn definition_hash(&self) -> &[u8] {
+        &self.registered.definition_hash
+    }
+
     pub(super) fn heartbeat_interval(&self) -> Duration {
         Duration::from_millis(u64::from(self.registered.heartbeat_ms.max(1)))
+    }
+
+    fn address(&self) -> &str {
+        self.options.target.address(self.at)
+    }
+
+    /// The next address, over a new connection: the old one may be half open.
+    fn turn(&mut self) {
+        match self.options.target.client(self.at + 1) {
+            Ok(client) => {
+                self.at += 1;
+                self.client = client;
+            }
+            // Files are being replaced, for instance: the old connection is as good as none, and the next turn tries again.
+            Err(error) => tracing::warn!("{error}"),
+        }
+    }
+
+    /// After a failure that may pass: the next address, and a pause once all have been tried.
+    async fn wait(&mut self, pause: &mut Pause, status: &Status) -> Result<(), AgentError> {
+        let asked = status.code() == Code::ResourceExhausted || status.metadata().contains_key(evolver_proto::PUSHBACK);
+        if !asked {
+            self.turn();
+            if self.at % self.options.target.addresses.len().max(1) != 0 {
+                return Ok(());
+            }
+        }
+        if pause.next(status).await {
+            return Ok(());
+        }
+        Err(AgentError::Unreachable(format!("{}: {}", self.options.target.addresses.join(", "), status.message())))
     }
 
     async fn register(&mut self) -> Result<(), AgentError> {
@@ -59,50 +98,50 @@ impl Link {
         };
         let mut pause = Pause::new(self.options.patience);
         loop {
-            match self.client.register(request.clone()).await {
+            match within(CALL_TIMEOUT, request.clone(), |request| self.client.register(request)).await {
                 Ok(reply) => {
-                    let reply = reply.into_inner();
                     let known = &self.registered.definition_hash;
                     if !known.is_empty() && *known != reply.definition_hash {
-                        return Err(AgentError::Refused(format!("{} now runs another search", self.options.connect)));
+                        return Err(AgentError::Refused(format!("{} now runs another search", self.address())));
                     }
                     self.registered = reply;
                     return Ok(());
                 }
                 Err(status) if is_passing(&status) => self.wait(&mut pause, &status).await?,
                 Err(status) => {
-                    return Err(AgentError::Refused(format!("{} refuses: {}", self.options.connect, status.message())));
+                    return Err(AgentError::Refused(format!("{} refuses: {}", self.address(), status.message())));
                 }
             }
         }
     }
 
-    async fn wait(&self, pause: &mut Pause, status: &Status) -> Result<(), AgentError> {
-        if pause.next().await {
-            return Ok(());
-        }
-        Err(AgentError::Unreachable(format!("{}: {}", self.options.connect, status.message())))
-    }
-
-    /// Asks for work.
-    pub(super) async fn lease(&mut self, wait: Duration) -> Result<Option<v1::lease_reply::Outcome>, AgentError> {
+    /// Asks for work, first of all for what is `held`.
+    pub(super) async fn lease(
+        &mut self,
+        wait: Duration,
+        held: Option<v1::Held>,
+    ) -> Result<Option<v1::lease_reply::Outcome>, AgentError> {
         let mut pause = Pause::new(self.options.patience);
         loop {
             let request = v1::LeaseRequest {
                 worker: self.options.name.clone(),
                 epoch: self.registered.epoch,
                 wait_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
+                held: held.clone(),
             };
-            match self.client.lease(request).await {
-                Ok(reply) => return Ok(reply.into_inner().outcome),
+            match within(wait + CALL_TIMEOUT, request, |request| self.client.lease(request)).await {
+                Ok(reply) => return Ok(reply.outcome),
                 Err(status) if status.code() == Code::Unauthenticated => self.register().await?,
-                Err(status) => self.wait(&mut pause, &status).await?,
+                Err(status) if is_passing(&status) => self.wait(&mut pause, &status).await?,
+                Err(status) => {
+                    return Err(AgentError::Refused(format!("{} refuses: {}", self.address(), status.message())));
+                }
             }
         }
     }
 
-    /// A sign of life; false if the token no longer holds. A coordinator that is away says nothing against it.
-    pub(super) async fn heartbeat(&mut self, token: Option<v1::Token>, (done, total): (u64, u64)) -> bool {
+    /// A sign of life.
+    pub(super) async fn heartbeat(&mut self, token: Option<v1::Token>, (done, total): (u64, u64)) -> Alive {
         let request = v1::HeartbeatRequest {
             worker: self.options.name.clone(),
             epoch: self.registered.epoch,
@@ -110,47 +149,68 @@ impl Link {
             items_done: done,
             items_total: total,
         };
-        self.client.heartbeat(request).await.map_or(true, |reply| reply.into_inner().valid)
+        match within(HEARTBEAT_TIMEOUT, request, |request| self.client.heartbeat(request)).await {
+            Ok(reply) if reply.valid => Alive::Yes,
+            Ok(_) => Alive::No,
+            Err(status) => {
+                if status.code() != Code::ResourceExhausted {
+                    self.turn();
+                }
+                Alive::Yes
+            }
+        }
     }
 
-    /// Hands in an attempt's end, again and again until it is acknowledged.
-    pub(super) async fn report(
-        &mut self,
-        token: Option<v1::Token>,
-        result: v1::report_request::Result,
-        mut timings: v1::Timings,
-    ) -> Result<(), AgentError> {
-        timings.report = self.last_report;
+    /// Hands in an attempt's end, again and again until it is answered.
+    pub(super) async fn report(&mut self, mut request: v1::ReportRequest) -> Result<v1::report_reply::Verdict, AgentError> {
+        self.options.name.clone_into(&mut request.worker);
+        if let Some(timings) = &mut request.timings {
+            timings.report = self.last_report;
+        }
         let began = Instant::now();
-        let request =
-            v1::ReportRequest { worker: self.options.name.clone(), token, result: Some(result), timings: Some(timings) };
         let mut pause = Pause::new(self.options.patience);
-        loop {
-            match self.client.report(request.clone()).await {
+        let verdict = loop {
+            match within(CALL_TIMEOUT, request.clone(), |request| self.client.report(request)).await {
                 Ok(reply) => {
-                    let reply = reply.into_inner();
                     if reply.verdict() != v1::report_reply::Verdict::Committed {
                         tracing::warn!("the report was not taken: {}", reply.reason);
                     }
-                    break;
+                    break reply.verdict();
                 }
                 Err(status) if is_passing(&status) => self.wait(&mut pause, &status).await?,
                 Err(status) => {
                     tracing::warn!("the report was refused: {}", status.message());
-                    break;
+                    break v1::report_reply::Verdict::Refused;
                 }
             }
-        }
+        };
         self.last_report = began.elapsed().as_secs_f64();
-        Ok(())
+        Ok(verdict)
     }
 
-    /// Says that this worker leaves.
+    /// Says that this worker leaves: what it holds is free at once.
     pub(super) async fn drain(&mut self) {
         let request = v1::DrainRequest { worker: self.options.name.clone(), epoch: self.registered.epoch };
-        // If it cannot be said, the lease runs out instead.
-        let said = self.client.drain(request);
-        tokio::time::timeout(Duration::from_secs(5), said).await.ok();
+        let said = async {
+            while within(HEARTBEAT_TIMEOUT, request.clone(), |request| self.client.drain(request)).await.is_err() {
+                self.turn();
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(DRAIN_TIMEOUT, said).await.ok();
+    }
+}
+
+/// One call with an end in time: a connection may be half open, and a coordinator may stand still.
+async fn within<Q, A, F>(limit: Duration, message: Q, call: impl FnOnce(Request<Q>) -> F) -> Result<A, Status>
+where
+    F: Future<Output = Result<Response<A>, Status>>,
+{
+    let mut request = Request::new(message);
+    request.set_timeout(limit);
+    match tokio::time::timeout(limit, call(request)).await {
+        Ok(reply) => reply.map(Response::into_inner),
+        Err(_) => Err(Status::deadline_exceeded(format!("no answer within {} s", limit.as_secs()))),
     }
 }
 
@@ -158,29 +218,11 @@ impl Link {
 fn is_passing(status: &Status) -> bool {
     !matches!(
         status.code(),
-        Code::FailedPrecondition | Code::InvalidArgument | Code::Unauthenticated | Code::Unimplemented | Code::PermissionDenied
+        Code::FailedPrecondition
+            | Code::InvalidArgument
+            | Code::Unauthenticated
+            | Code::Unimplemented
+            | Code::PermissionDenied
+            | Code::OutOfRange
     )
-}
-
-/// Growing pauses, with jitter from the process id so that a fleet does not come back in step.
-struct Pause {
-    until: Instant,
-    next: Duration,
-}
-
-impl Pause {
-    fn new(patience: Duration) -> Self {
-        Self { until: Instant::now() + patience, next: FIRST_PAUSE }
-    }
-
-    /// Waits; false if the patience is at its end.
-    async fn next(&mut self) -> bool {
-        if Instant::now() >= self.until {
-            return false;
-        }
-        let jitter = 1.0 + f64::from(std::process::id() % 100) / 200.0;
-        tokio::time::sleep(self.next.mul_f64(jitter)).await;
-        self.next = (self.next * 2).min(LONGEST_PAUSE);
-        true
-    }
 }

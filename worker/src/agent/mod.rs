@@ -1,10 +1,14 @@
 //! The agent: it talks to the coordinator and supervises one child process.
 //!
 //! - [`process`]: the child, its messages, and how it ended.
-//! - [`link`]: the coordinator, through restarts and lost answers.
+//! - [`link`]: the coordinator, through restarts, lost answers and other addresses.
+//! - [`spool`]: finished reports on disk until they are answered.
+//! - [`pause`]: growing pauses with jitter.
 
 mod link;
+mod pause;
 mod process;
+mod spool;
 
 use std::{
     path::PathBuf,
@@ -12,34 +16,46 @@ use std::{
 };
 
 use evolver_common::{definition::Resolved, digest::Digest};
-use evolver_proto::{portion_from_wire, scores_to_wire, v1};
+use evolver_proto::{
+    portion_from_wire, scores_to_wire,
+    v1::{self, lease_reply::Outcome, report_reply::Verdict},
+    work_of,
+};
 use thiserror::Error;
 use tokio::sync::watch;
 
 pub use self::process::ChildCommand;
 use self::{
-    link::Link,
+    link::{Alive, Link},
     process::{Child, Event},
+    spool::{Spool, Stored},
 };
-use crate::child::{FailureClass, FromChild, ToChild};
+use crate::{
+    child::{FailureClass, FromChild, ToChild},
+    connect::{Target, TargetError},
+};
 
 /// How long a lease request waits at the coordinator.
 const LEASE_WAIT: Duration = Duration::from_secs(10);
 /// A child gets this long to open its checkpoints.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(600);
+/// A leaving worker gets this long to hand in what is finished; what it holds is released after it.
+const LAST_REPORTS: Duration = Duration::from_millis(900);
+/// Tokens under which a finished report is offered, where each is superseded.
+const OFFERS_MAX: usize = 5;
 
 /// What an agent runs on.
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
-    /// The coordinator, as `host:port` or a URL.
-    pub connect: String,
+    /// The coordinators.
+    pub target: Target,
     /// Unique name of this worker.
     pub name: String,
     /// Host that it runs on.
     pub host: String,
     /// Scoring threads.
     pub threads: usize,
-    /// Folder for caches.
+    /// Folder for caches and finished reports.
     pub cache: PathBuf,
     /// How the child is started.
     pub child: ChildCommand,
@@ -56,6 +72,9 @@ pub enum AgentError {
     /// The coordinator cannot be reached.
     #[error("no coordinator answers at {0}")]
     Unreachable(String),
+    /// An address, a certificate or a token cannot be used.
+    #[error(transparent)]
+    Target(#[from] TargetError),
     /// The child cannot be started or set up.
     #[error("the worker's child process: {0}")]
     Child(String),
@@ -64,130 +83,240 @@ pub enum AgentError {
     Definition(#[from] serde_json::Error),
 }
 
-/// Works for a coordinator until it says leave, or until `drain` becomes true: then the attempt under way is given back at once.
+/// Works for a coordinator until it says leave, or until `drain` becomes true: then what is finished is handed in, the attempt under way is given
+/// back, and both within 5 seconds.
 ///
 /// # Errors
 /// See [`AgentError`].
 pub async fn run(options: AgentOptions, mut drain: watch::Receiver<bool>) -> Result<String, AgentError> {
-    let mut link = Link::open(&options).await?;
+    let stopped = || Ok("told to stop".into());
+    let mut link = tokio::select! {
+        link = Link::open(&options) => link?,
+        () = told(&mut drain) => return stopped(),
+    };
     let resolved: Resolved = serde_json::from_str(link.definition())?;
     let mut agent = Agent {
-        hang: Duration::from_secs_f64(resolved.definition.evaluator.hang_seconds),
+        hang: Duration::try_from_secs_f64(resolved.definition.evaluator.hang_seconds).unwrap_or(Duration::MAX),
+        limit: Duration::try_from_secs_f64(resolved.definition.evaluator.attempt_seconds).unwrap_or(Duration::MAX),
+        spool: Spool::open(&options.cache, link.definition_hash()),
         setup: ToChild::Setup { resolved: Box::new(resolved), cache: options.cache.clone() },
         child: None,
         options,
     };
-    agent.ready().await?;
-    loop {
-        let asked = Instant::now();
-        let reply = tokio::select! {
-            reply = link.lease(LEASE_WAIT) => reply?,
-            _ = drain.wait_for(|drain| *drain) => {
-                link.drain().await;
-                return Ok("told to stop".into());
-            }
-        };
-        match reply {
-            Some(v1::lease_reply::Outcome::Assignment(assignment)) => {
-                // Waiting for work to exist is not the lease's cost; a lease that was there at once takes a round trip.
-                let lease = asked.elapsed().min(Duration::from_millis(50));
-                let report = tokio::select! {
-                    report = agent.attempt(&assignment, &mut link) => report?,
-                    _ = drain.wait_for(|drain| *drain) => {
-                        link.drain().await;
-                        return Ok("told to stop".into());
-                    }
-                };
-                if let Some((result, mut timings)) = report {
-                    timings.lease = lease.as_secs_f64();
-                    link.report(assignment.token, result, timings).await?;
-                }
-            }
-            Some(v1::lease_reply::Outcome::Leave(leave)) => return Ok(leave.reason),
-            Some(v1::lease_reply::Outcome::Idle(_)) | None => {}
+    tokio::select! {
+        end = agent.work(&mut link) => end,
+        () = told(&mut drain) => {
+            agent.child = None;
+            tokio::time::timeout(LAST_REPORTS, agent.last_reports(&mut link)).await.ok();
+            link.drain().await;
+            stopped()
         }
+    }
+}
+
+/// Waits for the word to stop. Where nobody can say it any more, there is nothing to wait for.
+async fn told(drain: &mut watch::Receiver<bool>) {
+    if drain.wait_for(|drain| *drain).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 
 struct Agent {
     options: AgentOptions,
     setup: ToChild,
+    /// Longest silence of the child.
     hang: Duration,
+    /// Longest attempt.
+    limit: Duration,
     child: Option<Child>,
+    spool: Spool,
 }
 
-type Attempt = Option<(v1::report_request::Result, v1::Timings)>;
+/// How an attempt ended for the agent.
+enum Ended {
+    /// With this, under this token, which may be a later one than the attempt began with.
+    Told(Option<v1::Token>, v1::report_request::Result, v1::Timings),
+    /// Nobody wants it any more; the coordinator said this instead.
+    Unwanted(Option<Outcome>),
+}
 
 impl Agent {
-    /// Starts a child if there is none and waits until it is set up.
-    async fn ready(&mut self) -> Result<(), AgentError> {
-        if self.child.is_some() {
-            return Ok(());
+    async fn work(&mut self, link: &mut Link) -> Result<String, AgentError> {
+        let mut next = None;
+        // What an earlier agent of this machine finished and could not hand in.
+        for stored in self.spool.entries().to_vec() {
+            next = self.offer(stored, link).await?;
         }
-        let start = || -> std::io::Result<Child> { Child::start(&self.options.child, self.options.threads) };
-        let mut child = start().map_err(|error| AgentError::Child(format!("it cannot be started: {error}")))?;
-        child.send(&self.setup).await;
-        match child.event(SETUP_TIMEOUT).await {
-            Event::Message(FromChild::Ready) => {
-                self.child = Some(child);
-                Ok(())
+        self.ready().await?;
+        loop {
+            let asked = Instant::now();
+            let outcome = match next.take() {
+                Some(outcome) => Some(outcome),
+                None => link.lease(LEASE_WAIT, None).await?,
+            };
+            match outcome {
+                Some(Outcome::Assignment(assignment)) => {
+                    // Waiting for work to exist is not the lease's cost.
+                    let lease = (asked.elapsed().as_secs_f64() - assignment.waited).max(0.0);
+                    next = self.serve(&assignment, lease, link).await?;
+                }
+                Some(Outcome::Leave(leave)) => return Ok(leave.reason),
+                Some(Outcome::Idle(_)) | None => {}
             }
-            Event::Message(FromChild::Failed { message, .. }) => Err(AgentError::Child(message)),
-            Event::Message(_) => Err(AgentError::Child("it answered the setup with something else".into())),
-            Event::Silent => Err(AgentError::Child("it did not get ready in time".into())),
-            // Killed while it started: the next one may live.
-            Event::Ended(FailureClass::Killed, message) => {
-                tracing::warn!("the child was killed while it started: {message}");
-                Box::pin(self.ready()).await
-            }
-            Event::Ended(_, message) => Err(AgentError::Child(message)),
         }
     }
 
-    /// One attempt; `None` if its token no longer holds.
-    async fn attempt(&mut self, assignment: &v1::Assignment, link: &mut Link) -> Result<Attempt, AgentError> {
+    /// One assignment from lease to answer. What the coordinator said beyond it, if anything.
+    async fn serve(&mut self, assignment: &v1::Assignment, lease: f64, link: &mut Link) -> Result<Option<Outcome>, AgentError> {
+        let work = work_of(assignment);
+        if let Some(done) = self.spool.find(work) {
+            let mut stored = done.clone();
+            stored.report.token = assignment.token;
+            return self.deliver(stored, link).await;
+        }
+        match self.attempt(assignment, work, link).await? {
+            Ended::Unwanted(outcome) => Ok(outcome),
+            Ended::Told(token, result, mut timings) => {
+                timings.lease = lease;
+                let report = v1::ReportRequest { worker: String::new(), token, result: Some(result), timings: Some(timings) };
+                self.deliver(Stored { work, report }, link).await
+            }
+        }
+    }
+
+    /// Hands in a report, kept on disk until it is answered. Scores whose token no longer holds are offered under a new one.
+    async fn deliver(&mut self, mut stored: Stored, link: &mut Link) -> Result<Option<Outcome>, AgentError> {
+        let scores = matches!(stored.report.result, Some(v1::report_request::Result::Scores(_)));
+        if scores {
+            self.spool.store(stored.clone());
+        }
+        let mut said = None;
+        for _ in 0..OFFERS_MAX {
+            let verdict = link.report(stored.report.clone()).await?;
+            if verdict != Verdict::Superseded || !scores {
+                break;
+            }
+            match link.lease(Duration::ZERO, Some(held(&stored))).await? {
+                Some(Outcome::Assignment(again)) if work_of(&again) == stored.work => stored.report.token = again.token,
+                other => {
+                    said = other;
+                    break;
+                }
+            }
+        }
+        self.spool.remove(stored.work);
+        Ok(said)
+    }
+
+    /// Offers a report whose token may be long gone.
+    async fn offer(&mut self, mut stored: Stored, link: &mut Link) -> Result<Option<Outcome>, AgentError> {
+        match link.lease(Duration::ZERO, Some(held(&stored))).await? {
+            Some(Outcome::Assignment(again)) if work_of(&again) == stored.work => {
+                stored.report.token = again.token;
+                self.deliver(stored, link).await
+            }
+            other => {
+                self.spool.remove(stored.work);
+                Ok(other)
+            }
+        }
+    }
+
+    /// Hands in what is finished, without asking for anything.
+    async fn last_reports(&mut self, link: &mut Link) {
+        for stored in self.spool.entries().to_vec() {
+            if link.report(stored.report).await.is_ok() {
+                self.spool.remove(stored.work);
+            }
+        }
+    }
+
+    /// Starts a child if there is none and waits until it is set up.
+    async fn ready(&mut self) -> Result<(), AgentError> {
+        while self.child.is_none() {
+            let start = || -> std::io::Result<Child> { Child::start(&self.options.child, self.options.threads) };
+            let mut child = start().map_err(|error| AgentError::Child(format!("it cannot be started: {error}")))?;
+            child.send(&self.setup).await;
+            match child.event(SETUP_TIMEOUT).await {
+                Event::Message(FromChild::Ready) => self.child = Some(child),
+                Event::Message(FromChild::Failed { message, .. }) => return Err(AgentError::Child(message)),
+                Event::Message(_) => return Err(AgentError::Child("it answered the setup with something else".into())),
+                Event::Silent => return Err(AgentError::Child("it did not get ready in time".into())),
+                // Killed while it started: the next one may live.
+                Event::Ended(FailureClass::Killed, message) => {
+                    tracing::warn!("the child was killed while it started: {message}");
+                    tokio::time::sleep(pause::jitter(Duration::from_secs(1))).await;
+                }
+                Event::Ended(_, message) => return Err(AgentError::Child(message)),
+            }
+        }
+        Ok(())
+    }
+
+    /// One attempt. A token that no longer holds is asked for again: a coordinator that started anew knows nothing of the old one, and the work is
+    /// the same.
+    async fn attempt(&mut self, assignment: &v1::Assignment, work: Digest, link: &mut Link) -> Result<Ended, AgentError> {
         self.ready().await?;
+        let mut token = assignment.token;
+        let told = |token, (result, timings)| Ok(Ended::Told(token, result, timings));
         let Some(child) = &mut self.child else {
-            return Ok(None);
+            return Ok(Ended::Unwanted(None));
         };
         let portion = match portion_from_wire(assignment) {
             Ok(portion) => portion,
-            Err(error) => return Ok(Some(failure(FailureClass::Error, &error.to_string()))),
+            Err(error) => return told(token, failure(FailureClass::Error, &error.to_string())),
         };
         let keep = assignment.keep.iter().filter_map(|id| Digest::try_from(id.as_slice()).ok());
         child.send(&ToChild::Work { recipe: assignment.recipe.clone(), portion, keep: keep.collect() }).await;
-        let mut alive = Instant::now();
+        let began = Instant::now();
+        let (mut alive, mut beat) = (began, began);
         let mut progress = (0, 0);
         loop {
-            match child.event(link.heartbeat_interval()).await {
+            let wait = link.heartbeat_interval().saturating_sub(beat.elapsed());
+            match child.event(wait).await {
                 Event::Message(FromChild::Progress { done, total }) => {
                     progress = (done, total);
                     alive = Instant::now();
                 }
                 Event::Message(FromChild::Scored { scores, build, score }) => {
                     let timings = v1::Timings { build, score, ..v1::Timings::default() };
-                    return Ok(Some((v1::report_request::Result::Scores(scores_to_wire(&scores)), timings)));
+                    return told(token, (v1::report_request::Result::Scores(scores_to_wire(&scores)), timings));
                 }
-                Event::Message(FromChild::Failed { class, message }) => return Ok(Some(failure(class, &message))),
+                Event::Message(FromChild::Failed { class, message }) => return told(token, failure(class, &message)),
                 Event::Message(FromChild::Ready) => {}
                 Event::Ended(class, message) => {
                     self.child = None;
-                    return Ok(Some(failure(class, &message)));
+                    return told(token, failure(class, &message));
                 }
                 Event::Silent => {}
             }
-            if alive.elapsed() > self.hang {
+            let over = [(alive, self.hang, "no progress for"), (began, self.limit, "no end after")];
+            if let Some((_, limit, what)) = over.into_iter().find(|(since, limit, _)| since.elapsed() > *limit) {
                 self.child = None;
-                let seconds = self.hang.as_secs_f64();
-                return Ok(Some(failure(FailureClass::Hang, &format!("no progress for {seconds} seconds"))));
+                return told(token, failure(FailureClass::Hang, &format!("{what} {} seconds", limit.as_secs_f64())));
             }
-            if !link.heartbeat(assignment.token, progress).await {
-                // Nobody waits for this any more; a new child is sooner ready than an old one persuaded.
-                self.child = None;
-                return Ok(None);
+            if beat.elapsed() < link.heartbeat_interval() {
+                continue;
+            }
+            beat = Instant::now();
+            if link.heartbeat(token, progress).await == Alive::Yes {
+                continue;
+            }
+            let held = v1::Held { spec: token.map_or(0, |token| token.spec), work: work.as_bytes().to_vec() };
+            match link.lease(Duration::ZERO, Some(held)).await? {
+                Some(Outcome::Assignment(again)) if work_of(&again) == work => token = again.token,
+                other => {
+                    // Nobody waits for this any more; a new child is sooner ready than an old one persuaded.
+                    self.child = None;
+                    return Ok(Ended::Unwanted(other));
+                }
             }
         }
     }
+}
+
+fn held(stored: &Stored) -> v1::Held {
+    v1::Held { spec: stored.spec(), work: stored.work.as_bytes().to_vec() }
 }
 
 fn failure(class: FailureClass, message: &str) -> (v1::report_request::Result, v1::Timings) {

@@ -86,9 +86,27 @@ impl Child {
             return Event::Ended(FailureClass::Crash, what.to_owned());
         };
         #[cfg(unix)]
-        if std::os::unix::process::ExitStatusExt::signal(&status) == Some(9) {
-            return Event::Ended(FailureClass::Killed, "the child was killed by signal 9: out of memory, or by someone".into());
+        if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
+            let (class, meaning) = signal_meaning(signal);
+            return Event::Ended(class, format!("the child was ended by signal {signal}: {meaning}"));
         }
         Event::Ended(FailureClass::Crash, format!("{what} ({status})"))
+    }
+}
+
+/// What a signal that ends a child says.
+#[cfg(unix)]
+fn signal_meaning(signal: i32) -> (FailureClass, &'static str) {
+    match signal {
+        4 => (FailureClass::Crash, "an instruction that this processor does not have (SIGILL)"),
+        6 => (
+            FailureClass::Crash,
+            "it aborted (SIGABRT), for instance because it was refused memory beyond evaluator.memory_bytes",
+        ),
+        7 => (FailureClass::Input, "a file was cut short while it was mapped, or its disk failed (SIGBUS)"),
+        9 => (FailureClass::Killed, "out of memory, or killed by someone (SIGKILL)"),
+        11 => (FailureClass::Crash, "a wrong memory access (SIGSEGV)"),
+        15 => (FailureClass::Killed, "it was told to end by someone (SIGTERM)"),
+        _ => (FailureClass::Crash, "a fault"),
     }
 }

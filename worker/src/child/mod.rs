@@ -2,6 +2,7 @@
 //!
 //! It speaks JSON lines over standard input and output, and ends when its input does.
 
+mod limits;
 mod messages;
 
 use std::{
@@ -142,13 +143,15 @@ pub fn run(input: impl BufRead, mut output: impl Write) -> io::Result<()> {
     let mut workshop = None;
     for line in input.lines() {
         match serde_json::from_str(&line?)? {
-            ToChild::Setup { resolved, cache } => match guarded(|| Workshop::open(&resolved, &cache)) {
-                Ok(open) => {
-                    workshop = Some(open);
-                    say(&FromChild::Ready)?;
+            ToChild::Setup { resolved, cache } => {
+                match guarded(|| limited(&resolved).and_then(|()| Workshop::open(&resolved, &cache))) {
+                    Ok(open) => {
+                        workshop = Some(open);
+                        say(&FromChild::Ready)?;
+                    }
+                    Err(Failure { class, message }) => say(&FromChild::Failed { class, message })?,
                 }
-                Err(Failure { class, message }) => say(&FromChild::Failed { class, message })?,
-            },
+            }
             ToChild::Work { recipe, portion, keep } => {
                 let Some(workshop) = &mut workshop else {
                     return Err(io::Error::other("work came before the setup"));
@@ -171,6 +174,10 @@ pub fn run(input: impl BufRead, mut output: impl Write) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn limited(resolved: &Resolved) -> Result<(), Failure> {
+    limits::apply(&resolved.definition.evaluator).map_err(|message| Failure { class: FailureClass::Error, message })
 }
 
 fn work(

@@ -104,20 +104,20 @@ impl Materializer {
         self.engine.space()
     }
 
-    /// Builds a recipe. Members of the population (`keep`) that lie inside it are cached on the way, so that their descendants start from them.
+    /// Builds a recipe. What is worth keeping (`keep`) of it and of the nodes inside it is cached on the way, so that descendants start from there.
     ///
     /// # Errors
     /// If it cannot be built.
     pub fn build(&mut self, recipe: &Recipe, keep: &[Digest]) -> Result<Candidate, MaterializeError> {
-        let inner: Vec<_> = recipe.nodes().into_iter().filter(|node| node.depth() > 1 && node != recipe).collect();
-        for node in &inner {
+        let nodes: Vec<_> = recipe.nodes().into_iter().filter(|node| node.depth() > 1).collect();
+        for node in &nodes {
             if let Some(leaf) = self.cache.get(node.id()) {
                 self.engine.insert(node.id(), leaf);
-            } else if node.depth() > 1 {
+            } else {
                 self.engine.remove(node.id());
             }
         }
-        let missing = inner.iter().filter(|node| keep.contains(&node.id()) && !self.cache.contains(node.id()));
+        let missing = nodes.iter().filter(|node| keep.contains(&node.id()) && !self.cache.contains(node.id()));
         // A cache that cannot be written costs time, never a result.
         let writers: Vec<_> = missing.filter_map(|node| Some((node.clone(), self.cache.begin(node.id())?))).collect();
         let tees: Vec<_> = writers.iter().map(|(node, writer)| (node.clone(), writer.sink())).collect();

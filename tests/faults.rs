@@ -1,0 +1,131 @@
+//! What goes wrong with an attempt becomes a failure record with its reason, and the search goes on; Ctrl-C drains once and stops twice.
+#![cfg(target_os = "linux")]
+#![expect(clippy::unwrap_used, reason = "a test's helper fails as its test does")]
+
+mod small;
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Child, Stdio},
+};
+
+use serde_json::Value;
+
+use self::small::{
+    SLOW, TINY,
+    processes::{scorers_of, signal, wait_for},
+};
+
+/// Starts a search with one worker.
+fn start(folder: &Path, set: &[&str]) -> Child {
+    let sets = set.iter().flat_map(|set| ["--set", set]);
+    let arguments: Vec<_> = ["run", "search.toml", "--dir", "search", "--workers", "1"].into_iter().chain(sets).collect();
+    small::evolver(folder, &arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Waits until a result is in the journal, so that what is done next meets work under way.
+fn wait_for_results(folder: &Path, results: u64) {
+    wait_for("results", || {
+        let output = small::run(folder, &["show", "search", "--json"]);
+        let shown: Value = serde_json::from_slice(&output.stdout).ok()?;
+        (shown["offspring"]["committed"].as_u64()? >= results).then_some(())
+    });
+}
+
+fn reasons(shown: &Value, list: &str) -> String {
+    shown[list].as_array().unwrap().iter().map(|failed| format!("{}\n", failed["reason"].as_str().unwrap())).collect()
+}
+
+/// Sends a signal to the scorer of a search under way; gives what is shown at its end.
+fn struck(name: &str, set: &[&str]) -> Value {
+    let folder = tempfile::tempdir().unwrap();
+    small::search(folder.path(), &SLOW, 400, 16);
+    let mut run = start(folder.path(), &[&["stop.offspring=12"], set].concat());
+    wait_for_results(folder.path(), 1);
+    let scorer = wait_for("a scorer", || scorers_of(run.id()).first().copied());
+    assert!(signal(scorer, name));
+    assert!(run.wait().unwrap().success());
+    let shown = small::show(folder.path(), "search");
+    assert_eq!((&shown["finished"], &shown["offspring"]["committed"]), (&true.into(), &12.into()), "{shown}");
+    shown
+}
+
+#[test]
+fn a_crash_is_an_attempt_that_failed() {
+    let shown = struck("-ABRT", &[]);
+    assert!(
+        reasons(&shown, "last_failed_attempts").contains("crash: it ended without an answer (signal: 6 (SIGABRT)"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn a_kill_by_the_system_is_an_attempt_that_failed() {
+    let shown = struck("-KILL", &[]);
+    assert!(reasons(&shown, "last_failed_attempts").contains("killed: the child was killed by signal 9"), "{shown}");
+}
+
+#[test]
+fn a_standstill_is_an_attempt_that_failed() {
+    let shown = struck("-STOP", &["evaluator.hang_seconds=0.7", "fleet.heartbeat_seconds=0.2"]);
+    assert!(reasons(&shown, "last_failed_attempts").contains("hang: no progress for 0.7 seconds"), "{shown}");
+}
+
+#[test]
+fn a_model_that_overflows_is_given_up_and_the_others_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    small::search(folder.path(), &TINY, 30, 6);
+    std::fs::remove_dir_all(folder.path().join("experts/b")).unwrap();
+    // Finite weights whose products are not.
+    let mut expert = small::expert(2);
+    small::model(&folder.path().join("experts/b"), &TINY, |name, count| match name {
+        "classifier.weight" => vec![f32::MAX; count],
+        _ => expert(name, count),
+    });
+    assert!(start(folder.path(), &["stop.offspring=6"]).wait().unwrap().success());
+    let shown = small::show(folder.path(), "search");
+    assert_eq!(shown["finished"], true);
+    assert!(reasons(&shown, "given_up").contains("of task t is NaN or infinite"), "{shown}");
+    // The expert is out, and so is the merge that holds it; offspring of the others are in.
+    assert_eq!(shown["population"].as_array().unwrap().len(), 3, "{shown}");
+    assert_eq!(shown["offspring"]["committed"], 6);
+}
+
+#[test]
+fn the_first_interrupt_drains_and_the_same_command_continues() {
+    let folder = tempfile::tempdir().unwrap();
+    small::search(folder.path(), &SLOW, 400, 16);
+    let set = ["stop.offspring=16"];
+    let mut run = start(folder.path(), &set);
+    wait_for_results(folder.path(), 2);
+    assert!(signal(run.id(), "-INT"));
+    let said: Vec<_> = BufReader::new(run.stderr.take().unwrap()).lines().map(Result::unwrap).collect();
+    assert!(run.wait().unwrap().success());
+    assert!(said.iter().any(|line| line.contains("finishing what is under way; once more to stop at once")), "{said:?}");
+    assert!(said.last().unwrap().contains("the same command continues"), "{said:?}");
+    let shown = small::show(folder.path(), "search");
+    assert_eq!((&shown["finished"], &shown["failed_attempts"]), (&false.into(), &0.into()), "{shown}");
+    assert!(start(folder.path(), &set).wait().unwrap().success());
+    let after = small::show(folder.path(), "search");
+    assert_eq!((&after["finished"], &after["offspring"]["committed"]), (&true.into(), &16.into()), "{after}");
+}
+
+#[test]
+fn the_second_interrupt_stops_at_once_and_nothing_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    small::search(folder.path(), &SLOW, 400, 16);
+    let mut run = start(folder.path(), &["stop.offspring=400"]);
+    wait_for_results(folder.path(), 2);
+    // What is under way stands still, so that draining alone would not end.
+    let scorer = wait_for("a scorer", || scorers_of(run.id()).first().copied());
+    assert!(signal(scorer, "-STOP"));
+    let mut said = BufReader::new(run.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(signal(run.id(), "-INT"));
+    said.find(|line| line.contains("once more to stop at once")).unwrap();
+    assert!(signal(run.id(), "-INT"));
+    assert_eq!(run.wait().unwrap().code(), Some(1));
+    wait_for("the scorer's end", || (!Path::new(&format!("/proc/{scorer}")).exists()).then_some(()));
+    assert!(small::show(folder.path(), "search")["offspring"]["committed"].as_u64().unwrap() >= 2);
+    small::succeed(folder.path(), &["verify", "search"]);
+}
