@@ -1,8 +1,8 @@
 """The same scoring by transformers and PyTorch, for comparison; `benches/scoring.rs` runs this.
 
-    python scoring.py QUICKSTART-FOLDER THREADS BATCH-TOKENS ROUNDS
+    python scoring.py QUICKSTART-FOLDER THREADS BATCH-TOKENS TEXTS ROUNDS
 
-Scaled dot product attention, no gradients, batches sorted by length, tokens made beforehand. Prints the items and the seconds of each round.
+Scaled dot product attention, no gradients, batches sorted by length, tokens made beforehand, TEXTS texts of each domain. Prints the items and the seconds of each round.
 """
 
 import json
@@ -17,7 +17,7 @@ DOMAINS = ["tweets", "movies", "products", "editorials"]
 
 
 def main():
-    folder, threads, batch_tokens, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    folder, (threads, batch_tokens, texts, rounds) = Path(sys.argv[1]), map(int, sys.argv[2:6])
     torch.set_num_threads(threads)
     torch.set_num_interop_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
@@ -26,7 +26,7 @@ def main():
     ).eval()
     rows = []
     for domain in DOMAINS:
-        lines = (folder / "data" / f"{domain}.dev.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (folder / "data" / f"{domain}.dev.jsonl").read_text(encoding="utf-8").splitlines()[:texts]
         rows += tokenizer([json.loads(line)["text"] for line in lines], truncation=True, max_length=128)["input_ids"]
     rows.sort(key=len, reverse=True)
     batches, room = [], 0

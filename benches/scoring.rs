@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use evolver_common::{checkpoint::Checkpoint, data, score::Split};
 use evolver_worker::{
     evaluate::{self, Candidate, Classification, Evaluator as _, Setup, Subject, TaskInput},
@@ -26,6 +26,8 @@ use evolver_worker::{
 };
 
 const BATCH_TOKENS: usize = 4096;
+/// Texts of each domain's dev set: enough batches of every length, and a run of a few minutes.
+const TEXTS: usize = 200;
 /// Texts that the decoder reads.
 const DECODER_ITEMS: usize = 60;
 const DOMAINS: [&str; 4] = ["tweets", "movies", "products", "editorials"];
@@ -40,7 +42,7 @@ fn scoring(criterion: &mut Criterion) {
         let input = TaskInput {
             task: serde_json::from_value(serde_json::json!({ "name": domain, "dev": dev })).unwrap(),
             labels: LABELS.map(String::from).to_vec(),
-            dev: data::read(&dev).unwrap(),
+            dev: data::read(&dev).unwrap().into_iter().take(TEXTS).collect(),
             test: Vec::new(),
         };
         Classification::open(&setup, &input).unwrap()
@@ -48,7 +50,8 @@ fn scoring(criterion: &mut Criterion) {
     let mut evaluators = DOMAINS.map(open);
     let items: usize = evaluators.iter().map(|evaluator| evaluator.items(Split::Dev)).sum();
     let mut group = criterion.benchmark_group("scoring");
-    group.sample_size(10).warm_up_time(Duration::from_secs(1)).throughput(Throughput::Elements(items as u64));
+    // One pass takes seconds, so every sample is one pass.
+    group.sampling_mode(SamplingMode::Flat).sample_size(10).warm_up_time(Duration::from_secs(1)).throughput(Throughput::Elements(items as u64));
     for threads in [1, 2] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         group.bench_function(format!("{threads} threads"), |bencher| {
@@ -63,7 +66,7 @@ fn scoring(criterion: &mut Criterion) {
                 });
             });
         });
-        let arguments = [folder.to_string_lossy().into_owned(), threads.to_string(), BATCH_TOKENS.to_string(), "5".into()];
+        let arguments = [folder.to_string_lossy().into_owned(), threads.to_string(), BATCH_TOKENS.to_string(), TEXTS.to_string(), "5".into()];
         beside("scoring.py", &arguments, threads, items);
     }
     group.finish();
@@ -108,7 +111,8 @@ fn decoder(criterion: &mut Criterion) {
     let mut evaluator = evaluate::open(&setup, &input).unwrap();
     let all: Vec<_> = (0..evaluator.items(Split::Dev)).collect();
     let mut group = criterion.benchmark_group("decoder");
-    group.sample_size(10).warm_up_time(Duration::from_secs(1)).throughput(Throughput::Elements(all.len() as u64));
+    group.sampling_mode(SamplingMode::Flat).sample_size(10).warm_up_time(Duration::from_secs(1));
+    group.throughput(Throughput::Elements(all.len() as u64));
     let threads = 2;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     let mut subject = Subject::new(&setup, Candidate { shared: ModelWeights::of(&checkpoint), heads: Vec::new() });
