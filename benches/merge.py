@@ -1,9 +1,9 @@
 """Times merges by mergekit and by the official PCB-Merging script beside ours, alternately in one run, and prints the ratios.
 
-    python3 -m venv venv && venv/bin/pip install -r common/tests/compare-requirements.txt
+    common/tests/compare-install.sh FOLDER
     cargo bench -p evolver-common --bench merge --no-run          # prints the path of the bench program
-    venv/bin/python benches/merge.py mergekit BENCH [METHOD...]   # base and 3 models of 270 M BF16, 2 threads
-    venv/bin/python benches/merge.py pcb BENCH CHECKOUT           # CHECKOUT: a clone of github.com/duguodong7/pcb-merging
+    FOLDER/venv/bin/python benches/merge.py mergekit BENCH [METHOD...]   # base and 3 models of 270 M BF16, 2 threads
+    FOLDER/venv/bin/python benches/merge.py pcb BENCH FOLDER/pcb-merging
 
 mergekit's time is that of `run_merge` with its files in the page cache, without start-up, tokenizer copy and sync; ours that of the statistics and the streamed
 merge, into a file as well. The least of the rounds (EVOLVER_BENCH_ROUNDS, 2) counts. Models are kept in EVOLVER_BENCH_DIR.

@@ -1,27 +1,34 @@
 """Compares `evolver merge` with the real mergekit on generated models, and prints the largest difference of each method.
 
-    python3 -m venv venv && venv/bin/pip install -r common/tests/compare-requirements.txt
+    common/tests/compare-install.sh FOLDER
     cargo build --release
-    venv/bin/python common/tests/compare_mergekit.py target/release/evolver [DIR]
+    FOLDER/venv/bin/python common/tests/compare_mergekit.py target/release/evolver [DIR]
 
 The models are Llamas of 2 layers with weights and differences of the size that fine-tuning leaves. mergekit computes in the type that it merges as, evolver in F64.
 For each method the largest difference is given plain and in units of the largest root mean square of a tensor's task vector (`scaled`), then the share
 of values that are not equal, and how many are `apart` by more than 1 % of that unit. Where a method drops at random the two draw different numbers: the
 ratio of the root mean squares of both merged task vectors is printed instead.
+
+The tables whose `merged as` is float64 tell the reasons apart: mergekit computes them in F64, and its selections are patched to keep all that tie at a threshold. What
+is apart in the tables before and not in these is due to rounding or to ties, and to nothing else.
 """
 
+import contextlib
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import torch
 import transformers
 import yaml
+from mergekit import sparsify
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
+from mergekit.merge_methods import sce
 from mergekit.options import MergeOptions
 from safetensors.torch import load_file, save_file
 
@@ -60,22 +67,60 @@ CASES = [
 ]
 
 
-# Why a method differs by more than rounding, as far as it does.
+TIES = "of magnitudes that tie at a threshold mergekit keeps as many as fit, evolver all: differences of BF16 models tie often"
+# Why a method differs by more than rounding, as far as it does while mergekit computes in F32.
 REASONS = {
-    "ties": "of magnitudes that tie at the threshold mergekit keeps as many as fit, evolver all: BF16 differences tie often",
-    "breadcrumbs": "as ties",
-    "breadcrumbs_ties": "as ties",
-    "sce": "variances are F64 here and F32 there, and those that tie at the threshold are all selected",
-    "arcee_fusion": "quantiles are exact here; mergekit samples tensors of more than a million elements, and its divergences are F32",
-    "model_stock": "angles are F64 here; mergekit's are F32 or BF16",
-    "nuslerp": "angles and lengths are F64 here; mergekit's are F32 or BF16",
-    "slerp": "angles are F64 here; mergekit's are F32",
-    "multislerp": "angles and lengths are F64 here; mergekit's are F32 or BF16",
-    "karcher": "angles and lengths are F64 here; mergekit's are F32 or BF16, and its tolerance ends the iterations there",
-    "nearswap": "the weight is the quotient of a small difference, which mergekit takes in F32 or BF16",
-    "ram": "a difference at the very threshold counts on one side only",
-    "ramplus_tl": "as ram",
+    "ties": TIES,
+    "breadcrumbs": TIES,
+    "breadcrumbs_ties": TIES,
+    "sce": TIES + "; variances are F32 there",
+    "arcee_fusion": "divergences of nearly equal lines are below what F32 resolves; F64 here",
+    "karcher": "angles are F32 there, and its tolerance ends the iterations earlier",
 }
+BF16 = "mergekit computes in BF16"
+
+
+def ranked(values, ranks):
+    """Of the sorted values, those of these ranks, or None where there are none of them."""
+    ordered = values.reshape(-1).sort().values
+    return (ordered[ranks[0]], ordered[ranks[-1]]) if len(ranks) else None
+
+
+def banded(tensor, keys, ranks, rescale):
+    """mergekit's masks by rank, with all that ties with a rank that is kept."""
+    bounds = ranked(keys, ranks)
+    mask = torch.zeros_like(tensor) if bounds is None else ((keys >= bounds[0]) & (keys <= bounds[1])).to(tensor.dtype)
+    return sparsify.rescaled_masked_tensor(tensor, mask, rescale)
+
+
+def magnitude(tensor, density, rescale_norm=None):
+    count = tensor.numel()
+    kept = max(1, int(density * count))
+    return tensor if density >= 1 else banded(tensor, tensor.abs().float(), range(count - kept, count), rescale_norm)
+
+
+def magnitude_outliers(tensor, density, rescale_norm=None, gamma=0.01):
+    count = tensor.numel()
+    kept, top = int(density * count), int(gamma * count)
+    bottom = max(0, count - kept - top)
+    return tensor if density >= 1 else banded(tensor, tensor.abs().float(), range(bottom, bottom + kept), rescale_norm)
+
+
+def sce_mask(vectors, density, mask_dtype=None):
+    variance = torch.var(vectors, dim=0, unbiased=False).float()
+    kept = int(torch.count_nonzero(variance) * density)
+    return banded(torch.ones_like(variance), variance, range(variance.numel() - kept, variance.numel()), None).to(mask_dtype)
+
+
+@contextlib.contextmanager
+def keeping_ties(wanted):
+    with contextlib.ExitStack() as stack:
+        for place, name, function in (
+            (sparsify, "magnitude", magnitude), (sparsify, "magnitude_outliers", magnitude_outliers), (sce, "sce_mask", sce_mask),
+        ):
+            if wanted:
+                stack.enter_context(mock.patch.object(place, name, function))
+        yield
 
 
 def models(folder, dtype):
@@ -83,7 +128,7 @@ def models(folder, dtype):
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        tie_word_embeddings=False, torch_dtype=str(dtype).removeprefix("torch."),
+        tie_word_embeddings=False, dtype=str(dtype).removeprefix("torch."),
     )
     base = transformers.LlamaForCausalLM(config).state_dict()
     for name in ("base", "a", "b", "c"):
@@ -108,7 +153,8 @@ def run(command):
 def main():
     evolver = Path(sys.argv[1]).resolve()
     root = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(tempfile.mkdtemp())
-    for dtype, computed in [("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")]:
+    tables = [("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16"), ("float32", "float64"), ("bfloat16", "float64")]
+    for dtype, computed in tables:
         folder = root / f"{dtype}-{computed}"
         models(folder, getattr(torch, dtype))
         base = {n: t.float() for n, t in weights(folder / "base").items()}
@@ -130,7 +176,8 @@ def main():
             try:
                 theirs, ours = folder / f"{number}-mergekit", folder / f"{number}-evolver"
                 options = MergeOptions(copy_tokenizer=False, quiet=True, random_seed=0)
-                run_merge(MergeConfiguration.model_validate(config), str(theirs), options)
+                with keeping_ties(computed == "float64"):
+                    run_merge(MergeConfiguration.model_validate(config), str(theirs), options)
                 run([evolver, "merge", file, "--out", ours])
             except Exception as error:  # What either refuses is part of the comparison.
                 print(f"{label:<64} {type(error).__name__}: {error}", flush=True)
@@ -141,10 +188,10 @@ def main():
                 size = lambda table: sum(((t.float() - base[n]) ** 2).sum().item() for n, t in table.items()) ** 0.5
                 print(f"{label:<64} size of the merged task vector: {size(ours) / size(theirs):.4f} of mergekit's")
                 continue
-            largest = max((ours[n].float() - theirs[n].float()).abs().max().item() for n in ours)
+            largest = max((ours[n].double() - theirs[n].double()).abs().max().item() for n in ours)
             unequal = sum((ours[n] != theirs[n]).sum().item() for n in ours) / sum(t.numel() for t in ours.values())
-            apart = sum(((ours[n].float() - theirs[n].float()).abs() > 0.01 * scale).sum().item() for n in ours)
-            reason = REASONS.get(method, "") if apart else ""
+            apart = sum(((ours[n].double() - theirs[n].double()).abs() > 0.01 * scale).sum().item() for n in ours)
+            reason = "; ".join([BF16] * (computed == "bfloat16") + [REASONS[method]] * (method in REASONS)) if apart else ""
             print(f"{label:<64} {largest:9.1e} {largest / scale:9.1e} {unequal:9.5f} {apart:9d}  {reason}", flush=True)
     if len(sys.argv) <= 2:
         shutil.rmtree(root)

@@ -1,9 +1,8 @@
 """Compares `evolver merge` with the official PCB-Merging programs on generated models, and prints the largest difference of each variant.
 
-    python3 -m venv venv && venv/bin/pip install -r common/tests/compare-requirements.txt
+    common/tests/compare-install.sh FOLDER
     cargo build --release
-    git clone https://github.com/duguodong7/pcb-merging
-    venv/bin/python common/tests/compare_pcb.py target/release/evolver pcb-merging [DIR]
+    FOLDER/venv/bin/python common/tests/compare_pcb.py target/release/evolver FOLDER/pcb-merging [DIR]
 
 The programs' functions are taken out of the checkout as they stand; what they import and load beside them is not needed. They compute in F32, evolver in F64. Models are
 tensors of a small encoder; differences are as fine-tuning leaves them: heavy-tailed, larger in some tensors, a tenth of them zero, one tensor untouched. For each
