@@ -18,7 +18,8 @@ fn every<T: Send>(seeds: u64, of: impl Fn(u64) -> T + Sync) -> Vec<T> {
     let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get() as u64);
     std::thread::scope(|scope| {
         let of = &of;
-        let share = |thread| scope.spawn(move || (thread..seeds).step_by(usize::try_from(threads).unwrap()).map(of).collect::<Vec<_>>());
+        let share =
+            |thread| scope.spawn(move || (thread..seeds).step_by(usize::try_from(threads).unwrap()).map(of).collect::<Vec<_>>());
         let shares: Vec<_> = (0..threads).map(share).collect();
         shares.into_iter().flat_map(|share| share.join().unwrap()).collect()
     })

@@ -113,9 +113,10 @@ impl Search {
         let strategy = strategy::open(&setup.strategy, &Start { setup: &setup, members: &unscored })?;
         enough(&setup, strategy.least(), &course)?;
         let identities = [strategy::identity(&setup.strategy)?, acceptance.identity];
-        let hash = identities.into_iter().filter(|(_, version)| *version > 1).fold(Digest::of(VERSION), |hash, (name, version)| {
-            Digest::of_parts("evolver search", [hash.as_bytes().as_slice(), name.as_bytes(), &version.to_le_bytes()])
-        });
+        let hash =
+            identities.into_iter().filter(|(_, version)| *version > 1).fold(Digest::of(VERSION), |hash, (name, version)| {
+                Digest::of_parts("evolver search", [hash.as_bytes().as_slice(), name.as_bytes(), &version.to_le_bytes()])
+            });
         let mut search = Self {
             hash,
             acceptance,

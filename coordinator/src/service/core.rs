@@ -575,7 +575,12 @@ impl<L: Log> Core<L> {
 
 /// An assignment's work, without who does it.
 fn work(spec: &Spec) -> v1::Assignment {
-    v1::Assignment { recipe: encode(&spec.recipe), split: split_to_wire(spec.portion.split), subset: spec.portion.subset.map(subset_to_wire), ..v1::Assignment::default() }
+    v1::Assignment {
+        recipe: encode(&spec.recipe),
+        split: split_to_wire(spec.portion.split),
+        subset: spec.portion.subset.map(subset_to_wire),
+        ..v1::Assignment::default()
+    }
 }
 
 pub(super) fn token(token: v1::Token) -> Token {

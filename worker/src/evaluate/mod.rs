@@ -338,7 +338,8 @@ impl Evaluators {
         for index in order {
             let (name, evaluator) = &mut self.tasks[index];
             subject.begin(index);
-            let mut score = evaluator.evaluate(&mut subject, split, &chosen[index], &mut |done| progress(before + done, total))?;
+            let mut score =
+                evaluator.evaluate(&mut subject, split, &chosen[index], &mut |done| progress(before + done, total))?;
             score.task.clone_from(name);
             before += chosen[index].len() as u64;
             scores[index] = Some(score);
