@@ -44,12 +44,20 @@ pub(crate) enum Command {
     Methods(Methods),
     /// List the evaluators with their metrics and parameters, and the architectures that run in this program.
     Evaluators(Evaluators),
+    /// List the search strategies and acceptance rules with their parameters.
+    Strategies(Strategies),
     /// Score a checkpoint on a search's tasks.
     Evaluate(Evaluate),
     /// Show where a search is and what it found.
     Show(Show),
     /// Write a model of a search as a checkpoint folder.
     Export(Export),
+    /// Tell which experts and layers of a model matter for which task.
+    Sensitivity(Sensitivity),
+    /// Raise a search's limits; the run command then goes on.
+    Extend(Extend),
+    /// Hand a model to a search: it is scored as the next offspring.
+    Enqueue(Enqueue),
     /// Check every record of a search's journal.
     Verify {
         /// The search's folder.
@@ -320,6 +328,12 @@ pub(crate) struct Evaluators {
     pub(crate) name: Option<String>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Strategies {
+    /// Name of one strategy or rule; by default all.
+    pub(crate) name: Option<String>,
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum SplitName {
     /// The items that the search selects on.
@@ -371,4 +385,38 @@ pub(crate) struct Export {
     /// Write the recipe as mergekit's YAML to this file, where mergekit can express it.
     #[arg(long, value_name = "FILE")]
     pub(crate) mergekit: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Extend {
+    /// The search's folder; no coordinator may be running in it.
+    pub(crate) dir: PathBuf,
+    /// A limit and its new value, for instance stop.offspring=200; `none` takes a limit away.
+    #[arg(required = true, value_name = "LIMIT=VALUE")]
+    pub(crate) limits: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Enqueue {
+    /// The search's folder; no coordinator may be running in it.
+    pub(crate) dir: PathBuf,
+    /// File with a recipe in the form that `evolver show` prints, over the search's own checkpoints.
+    pub(crate) recipe: PathBuf,
+    /// Name for the table.
+    #[arg(long, default_value = "enqueued")]
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Sensitivity {
+    /// The search's folder.
+    pub(crate) dir: PathBuf,
+    /// Name or beginning of the id of an individual; by default the best.
+    pub(crate) individual: Option<String>,
+    /// Ranges of layers that experts are left out of.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=256))]
+    pub(crate) layer_groups: u64,
+    /// Dev items to score, over all models.
+    #[arg(long, default_value_t = 20_000)]
+    pub(crate) items: u64,
 }

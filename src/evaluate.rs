@@ -34,7 +34,7 @@ pub(crate) fn evaluate(options: &cli::Evaluate) -> anyhow::Result<()> {
     let mut all = Vec::new();
     for source in &resolved.experts[experts..] {
         let candidate = workshop.materializer().build(&Recipe::checkpoint(source.digest), &[])?;
-        all.push(workshop.score(candidate, split, &mut |_, _| ControlFlow::Continue(()))?);
+        all.push(workshop.score(candidate, split.into(), &mut |_, _| ControlFlow::Continue(()))?);
     }
     if let Some(path) = &options.items {
         save_items(path, split, &all)?;

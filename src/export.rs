@@ -51,12 +51,7 @@ impl Default for Options {
 
 pub(crate) fn export(options: &cli::Export) -> anyhow::Result<()> {
     let replay = show::open(&options.dir)?;
-    let individual = match &options.individual {
-        Some(wanted) => find(&replay, wanted)?,
-        None => {
-            replay.search.best().cloned().ok_or_else(|| refuse("the search has scored nothing yet: there is no best model"))?
-        }
-    };
+    let individual = chosen(&replay, options.individual.as_deref())?;
     if let Some(file) = &options.mergekit {
         let yaml = mergekit(&replay, &individual, options.written.dtype).map_err(refuse)?;
         write::file(file, yaml.as_bytes()).map_err(|error| refuse(format!("cannot write {}: {error}", file.display())))?;
@@ -69,6 +64,14 @@ pub(crate) fn export(options: &cli::Export) -> anyhow::Result<()> {
         eprintln!("wrote {}", out.display());
     }
     Ok(())
+}
+
+/// The individual of this name or beginning of an id, or the best.
+pub(crate) fn chosen(replay: &Replay, wanted: Option<&str>) -> anyhow::Result<Individual> {
+    match wanted {
+        Some(wanted) => find(replay, wanted),
+        None => replay.search.best().cloned().ok_or_else(|| refuse("the search has scored nothing yet: there is no best model")),
+    }
 }
 
 /// An individual's recipe as mergekit's YAML.
@@ -89,8 +92,11 @@ fn mergekit(replay: &Replay, individual: &Individual, dtype: Option<Dtype>) -> R
 
 fn find(replay: &Replay, wanted: &str) -> anyhow::Result<Individual> {
     let search = &replay.search;
-    let mut found: Vec<_> =
-        search.table().into_iter().chain(search.population().iter().cloned()).chain(search.best().cloned()).collect();
+    let mut found: Vec<_> = search
+        .table()
+        .into_iter()
+        .chain(search.population().iter().chain(search.front()).chain(search.best()).cloned())
+        .collect();
     found.retain(|individual| individual.name == wanted || (wanted.len() >= 4 && individual.id.to_string().starts_with(wanted)));
     found.dedup_by_key(|individual| individual.id);
     found.into_iter().next().ok_or_else(|| {

@@ -5,6 +5,7 @@
 mod certs;
 mod check;
 mod cli;
+mod decide;
 mod diff;
 mod evaluate;
 mod evaluators;
@@ -17,7 +18,9 @@ mod operate;
 mod progress;
 mod quickstart;
 mod run;
+mod sensitivity;
 mod show;
+mod strategies;
 mod table;
 mod worker;
 
@@ -60,6 +63,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Diff(options) => diff::diff(&options),
         Command::Methods(options) => methods::methods(&options),
         Command::Evaluators(options) => evaluators::evaluators(&options),
+        Command::Strategies(options) => strategies::list(&options),
+        Command::Sensitivity(options) => sensitivity::sensitivity(&options),
+        Command::Extend(options) => decide::extend(&options),
+        Command::Enqueue(options) => decide::enqueue(&options),
         Command::Evaluate(options) => evaluate::evaluate(&options),
         Command::Show(options) => show::show(&options),
         Command::Export(options) => export::export(&options),

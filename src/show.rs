@@ -68,6 +68,7 @@ fn json(replay: &Replay, dir: &Path) -> Value {
         "best": search.best().map(|best| json!({
             "id": best.id, "digest": table::best_digest(replay, dir), "name": best.name, "dev": best.dev, "test": test(best), "recipe": best.recipe.to_string(),
         })),
+        "front": search.front().iter().map(member).collect::<Value>(),
         "population": search.population().iter().map(member).collect::<Value>(),
         "seconds": replay.spent.seconds,
         "failed_attempts": replay.failed_attempts.len(),
@@ -118,6 +119,7 @@ fn text(replay: &Replay) -> String {
         }
     }
     out.push_str(&table::text(replay));
+    out.push_str(&table::front(replay));
     if let Some(best) = search.best() {
         out.push_str(&format!("\nThe best is {}:\n\n{}\n", best.id, best.recipe));
     }

@@ -16,7 +16,12 @@ pub(crate) fn rows(replay: &Replay) -> Value {
 
 fn row(replay: &Replay, individual: &Individual) -> Value {
     let search = &replay.search;
-    let test = search.test_scores(individual);
+    let (test, fresh) = (search.test_scores(individual), search.fresh_scores(individual));
+    // Several final candidates are looked at: their intervals hold together.
+    let corrected = |scores: &Scores| {
+        let interval = search.interval_of_final(scores);
+        json!([interval.low, interval.high])
+    };
     let interval = |scores: &Scores| {
         let interval = search.interval(scores);
         json!([interval.low, interval.high])
@@ -46,7 +51,9 @@ fn row(replay: &Replay, individual: &Individual) -> Value {
         "dev_mean": individual.dev,
         "dev_interval": interval(&individual.scores),
         "test_mean": test.map(|scores| search.interval(scores).mean),
-        "test_interval": test.map(interval),
+        "test_interval": test.map(corrected),
+        "fresh_mean": fresh.map(|scores| search.interval(scores).mean),
+        "fresh_interval": fresh.map(corrected),
         "per_task": per_task,
         "dev_items_spent": spent,
         "seconds": replay.seconds_until(individual.number),
@@ -89,15 +96,31 @@ pub(crate) fn text(replay: &Replay) -> String {
     let tasks: Vec<_> = replay.search.setup().tasks.iter().map(|task| task.name.as_str()).collect();
     let percent = |value: &Value| value.as_f64().map_or("  – ".to_owned(), |value| format!("{:4.1}", 100.0 * value));
     let mut out = String::new();
-    writeln!(out, "Means over {} tasks with 95 % intervals, and the dev items spent to find each model:\n", tasks.len()).ok();
-    writeln!(out, "{:<17} {:<7} {:>19} {:>19} {:>10} {:>8}", "model", "kind", "dev", "sealed test", "dev items", "seconds").ok();
+    // Dev items that no decision has read, where the acceptance rule keeps some.
+    let reserve = rows.iter().any(|row| !row["fresh_mean"].is_null());
+    let fresh_head = if reserve { format!(" {:>19}", "reserved dev") } else { String::new() };
+    writeln!(
+        out,
+        "The objective over {} tasks with 95 % intervals, those of the final columns corrected for {} models looked at:\n",
+        tasks.len(),
+        rows.len()
+    )
+    .ok();
+    writeln!(
+        out,
+        "{:<17} {:<7} {:>19}{fresh_head} {:>19} {:>10} {:>8}",
+        "model", "kind", "dev", "sealed test", "dev items", "seconds"
+    )
+    .ok();
     let range =
         |mean: &Value, interval: &Value| format!("{} [{}, {}]", percent(mean), percent(&interval[0]), percent(&interval[1]));
     for row in &rows {
         let (name, kind) = (row["name"].as_str().unwrap_or(""), row["kind"].as_str().unwrap_or(""));
         let (dev, test) = (range(&row["dev_mean"], &row["dev_interval"]), range(&row["test_mean"], &row["test_interval"]));
         let (spent, seconds) = (&row["dev_items_spent"], row["seconds"].as_f64().unwrap_or(0.0));
-        writeln!(out, "{name:<17} {kind:<7} {dev:>19} {test:>19} {spent:>10} {seconds:>8.1}").ok();
+        let fresh = range(&row["fresh_mean"], &row["fresh_interval"]);
+        let fresh = if reserve { format!(" {fresh:>19}") } else { String::new() };
+        writeln!(out, "{name:<17} {kind:<7} {dev:>19}{fresh} {test:>19} {spent:>10} {seconds:>8.1}").ok();
     }
     writeln!(out, "\nMetrics of each task, dev / test:\n").ok();
     write!(out, "{:<17}", "model").ok();
@@ -115,6 +138,29 @@ pub(crate) fn text(replay: &Replay) -> String {
                 format!("{}/{}", of("dev"), of("test"))
             };
             write!(out, " {:>26}", metrics.iter().map(metric).collect::<Vec<_>>().join("  ")).ok();
+        }
+        out.push('\n');
+    }
+    out
+}
+
+/// The Pareto front over tasks, for people; nothing where there is only one task.
+pub(crate) fn front(replay: &Replay) -> String {
+    let search = &replay.search;
+    if search.setup().tasks.len() < 2 || search.front().is_empty() {
+        return String::new();
+    }
+    let mut out = String::from("\nThe Pareto front over tasks, on dev; `evolver export` takes the beginning of an id:\n\n");
+    write!(out, "{:<12} {:<17}", "id", "name").ok();
+    for task in &search.setup().tasks {
+        write!(out, " {:>12}", task.name).ok();
+    }
+    out.push('\n');
+    for individual in search.front() {
+        let name = if individual.name.is_empty() { "evolved" } else { &individual.name };
+        write!(out, "{:<12} {name:<17}", &individual.id.to_string()[..12]).ok();
+        for value in search.setup().objective.values(&individual.scores) {
+            write!(out, " {:>12}", format!("{:.1}", 100.0 * value)).ok();
         }
         out.push('\n');
     }

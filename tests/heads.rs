@@ -59,6 +59,8 @@ fn prepare(folder: &Path, heads: &str) -> Resolved {
         dev = "three.jsonl"
         labels = ["x", "y", "z"]
         head = "other"
+        [acceptance]
+        rule = "greedy"
         [stop]
         offspring = 2
         "#
@@ -75,7 +77,7 @@ fn every_task_is_scored_by_its_own_head_over_the_shared_rest() {
     let mut workshop = Workshop::open(&resolved, &folder.path().join("cache")).unwrap();
     let mut credits = |digest| {
         let candidate = workshop.materializer().build(&Recipe::checkpoint(digest), &[]).unwrap();
-        let scores = workshop.score(candidate, Split::Dev, &mut |_, _| ControlFlow::Continue(())).unwrap();
+        let scores = workshop.score(candidate, Split::Dev.into(), &mut |_, _| ControlFlow::Continue(())).unwrap();
         scores.tasks.into_iter().map(|task| task.credits).collect::<Vec<_>>()
     };
     // The largest classifier row wins: p of two, z of three, y of the other three.

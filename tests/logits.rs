@@ -7,7 +7,11 @@ mod quickstart;
 
 use std::{collections::BTreeSet, ops::ControlFlow, process::Command, sync::Arc};
 
-use evolver_common::{checkpoint::Checkpoint, data::Row, score::Split};
+use evolver_common::{
+    checkpoint::Checkpoint,
+    data::Row,
+    score::{Portion, Scores, Split, Subset, WHOLE},
+};
 use evolver_worker::{
     evaluate::{Candidate, Classification, Evaluator as _, Setup, Subject, TaskInput},
     models::ModelWeights,
@@ -91,6 +95,28 @@ fn tokens_labels_and_logits_are_those_of_transformers() {
     }
     println!("largest difference to transformers' logits: {largest:e}");
     assert!(largest <= 1e-4, "{largest:e}");
+}
+
+#[test]
+fn a_part_of_the_items_is_scored_as_in_the_whole() {
+    let groups = golden();
+    let (setup, mut evaluators, model) = open(&groups, 700);
+    let mut subject = Subject::new(&setup, candidate(&model));
+    for (group, evaluator) in groups.iter().zip(&mut evaluators) {
+        let items = group.items.len();
+        let all: Vec<_> = (0..items).collect();
+        let whole = evaluator.evaluate(&mut subject, Split::Dev, &all, &mut go).unwrap();
+        let name = whole.task.clone();
+        let whole = Scores { tasks: vec![whole] };
+        for (from, to) in [(0, WHOLE / 3), (WHOLE / 3, WHOLE), (WHOLE / 4, WHOLE / 2)] {
+            let subset = Subset::new(5, from, to).unwrap();
+            let chosen = Portion { split: Split::Dev, subset: Some(subset) }.items(&name, items);
+            let part = evaluator.evaluate(&mut subject, Split::Dev, &chosen, &mut go).unwrap();
+            let expected = &whole.restrict(Split::Dev.into(), subset, &[items]).tasks[0];
+            assert_eq!(part.credits, expected.credits, "{from} to {to}");
+            assert_eq!(part.metrics["accuracy"], expected.metrics["accuracy"]);
+        }
+    }
 }
 
 /// The bits of every logit and every credit, a line for each size of batches; run by the test below in processes of their own.

@@ -69,7 +69,9 @@ impl Search {
     fn score(&mut self, expert: usize) -> Result<Scores, String> {
         let recipe = Recipe::checkpoint(self.resolved.experts[expert].digest);
         let candidate = self.workshop.materializer().build(&recipe, &[]).unwrap();
-        self.workshop.score(candidate, Split::Dev, &mut |_, _| ControlFlow::Continue(())).map_err(|error| error.to_string())
+        self.workshop
+            .score(candidate, Split::Dev.into(), &mut |_, _| ControlFlow::Continue(()))
+            .map_err(|error| error.to_string())
     }
 
     fn credits(&mut self, expert: usize) -> Vec<f32> {
@@ -342,7 +344,7 @@ fn the_real_harness_scores_a_small_model() {
     let mut workshop = Workshop::open(&resolved, &folder.path().join("cache")).unwrap();
     let mut credits = |recipe: &Recipe| {
         let candidate = workshop.materializer().build(recipe, &[]).unwrap();
-        workshop.score(candidate, Split::Dev, &mut |_, _| ControlFlow::Continue(())).unwrap().tasks.remove(0).credits
+        workshop.score(candidate, Split::Dev.into(), &mut |_, _| ControlFlow::Continue(())).unwrap().tasks.remove(0).credits
     };
     let found = credits(&Recipe::checkpoint(resolved.base.digest));
     assert_eq!(found.len(), 5);

@@ -145,8 +145,8 @@ fn keys_and_values_of_the_definition() {
     let world = World::new();
     world.run_refuses(&["stop.offsprings=3"], &["unknown key \"offsprings\" (did you mean \"offspring\"?) in stop"]);
     world.run_refuses(&["search.scael=0.5"], &["unknown key \"scael\" (did you mean \"scale\"?) in search"]);
-    world.run_refuses(&["search.scale=2.5"], &["search.scale (F) is 2.5: it must lie between 0 and 2"]);
-    world.run_refuses(&["search.crossover_rate=-0.1"], &["search.crossover_rate (Cr) is -0.1"]);
+    world.run_refuses(&["search.scale=2.5"], &["search.scale is 2.5: it must lie between 0 and 2"]);
+    world.run_refuses(&["search.crossover_rate=-0.1"], &["search.crossover_rate is -0.1"]);
     world.run_refuses(&["acceptance.rule=greddy"], &["unknown rule \"greddy\"", "did you mean \"greedy\"?"]);
     world.run_refuses(&["merges.0.method=tis"], &["merges.pcb", "unknown merge method \"tis\"", "did you mean \"ties\"?"]);
     world.run_refuses(&["search.in_flight"], &["expected key=value"]);

@@ -10,8 +10,8 @@ use evolver_common::{
         write::{Announced, WeightsWriter},
     },
     digest::Digest,
-    merge::{Engine, InMemory, Leaf, METHODS, Method, Options, normalize},
-    recipe::{Granularity, Input, Merge, Op, Parameters, Recipe, Value, decode, encode, parse},
+    merge::{Engine, InMemory, Layers, Leaf, METHODS, Method, Options, normalize},
+    recipe::{Granularity, Input, Merge, Op, Parameters, Recipe, Shape, Value, decode, encode, parse},
     simd::{self, Level},
 };
 use serde::Deserialize;
@@ -298,7 +298,7 @@ fn statistics_are_shared_between_merges_and_processes_without_a_change_of_bits()
 fn every_method_works_inside_a_recipe() {
     let (shapes, models) = models();
     for (merge, files) in every_merge() {
-        let parent = Recipe::new(Op::Perturb { parent: leaf(1), deviation: 1e-3, seed: 5 });
+        let parent = Recipe::new(Op::Perturb { parent: leaf(1), deviation: 1e-3, seed: 5, shape: Shape::Full });
         let child = Recipe::new(Op::Crossover {
             target: merge.clone(),
             donor: parent.clone(),
@@ -324,12 +324,29 @@ fn every_method_works_inside_a_recipe() {
 }
 
 #[test]
+fn a_splice_takes_the_lower_layers_of_one_model_and_the_upper_ones_of_the_other() {
+    let (shapes, values) = models();
+    let engine = engine(&shapes, &values, 4096);
+    let layers = Layers::new(engine.space());
+    let mut taken = std::collections::BTreeSet::new();
+    for at in [0.0, 0.5, 1.0] {
+        let built = build(&engine, &Recipe::new(Op::Splice { first: leaf(0), second: leaf(1), at }), 2);
+        for (tensor, built) in built.iter().enumerate() {
+            let from = usize::from(layers.depth(tensor) >= at);
+            assert_eq!(built, &values[from][tensor], "split at {at}, {}", layers.name(tensor));
+            taken.insert((tensor, from));
+        }
+    }
+    assert!(taken.len() > shapes.len(), "the split point decides");
+}
+
+#[test]
 fn a_lineage_streams_as_its_steps_would_one_by_one() {
     let (shapes, values) = models();
     let donor = Recipe::new(Op::Differential { target: leaf(0), plus: leaf(1), minus: leaf(2), scale: 0.5 });
     let child =
         Recipe::new(Op::Crossover { target: leaf(0), donor: donor.clone(), rate: 0.3, seed: 9, per: Granularity::Parameter });
-    let grandchild = Recipe::new(Op::Perturb { parent: child.clone(), deviation: 1e-3, seed: 5 });
+    let grandchild = Recipe::new(Op::Perturb { parent: child.clone(), deviation: 1e-3, seed: 5, shape: Shape::Full });
     let mut engine = engine(&shapes, &values, 4096);
     let whole = build(&engine, &grandchild, 2);
     let built_child = build(&engine, &child, 2);

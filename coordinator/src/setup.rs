@@ -1,13 +1,13 @@
 //! From a resolved definition to a search.
 
 use evolver_common::{
-    definition::{MergeEntry, Resolved, Role},
+    definition::{self, MergeEntry, Resolved, Role},
     merge,
     recipe::{Input, Merge, Op, Recipe},
-    score::{Objective, Weighted},
+    score::{Objective, Scalarisation, Weighted},
 };
 
-use crate::search::{Named, Plugin, Setup, SetupError, Stop, Task};
+use crate::search::{Mode, Named, Plugin, Setup, SetupError, Stop, Task, per_task};
 
 /// The search that a definition describes.
 ///
@@ -30,17 +30,38 @@ pub fn search(resolved: &Resolved) -> Result<Setup, SetupError> {
             Role::Reference => references.push(named),
         }
     }
-    let tasks = resolved.tasks.iter().map(|task| Task {
-        name: task.name.clone(),
-        dev_items: task.dev.items,
-        test_items: task.test.as_ref().map_or(0, |test| test.items),
-    });
+    let tasks: Vec<_> = resolved
+        .tasks
+        .iter()
+        .map(|task| Task {
+            name: task.name.clone(),
+            dev_items: task.dev.items,
+            test_items: task.test.as_ref().map_or(0, |test| test.items),
+        })
+        .collect();
     let weighted = definition.tasks.iter().map(|task| Weighted { metric: task.metric().to_owned(), weight: task.weight });
+    let reference = per_task("objective.reference", &definition.objective.reference, &tasks)?;
+    let scalarisation = match definition.objective.scalarisation {
+        definition::Scalarisation::Chebyshev => {
+            Scalarisation::Chebyshev { reference: reference.into_iter().map(Option::unwrap_or_default).collect() }
+        }
+        definition::Scalarisation::Mean if definition.objective.reference.is_empty() => Scalarisation::Mean,
+        definition::Scalarisation::Mean => {
+            return Err(SetupError(
+                "objective.reference is given, and objective.scalarisation is mean: only chebyshev has a reference".into(),
+            ));
+        }
+    };
     Ok(Setup {
         seed: definition.search.seed,
         in_flight: definition.search.in_flight,
-        tasks: tasks.collect(),
-        objective: Objective { tasks: weighted.collect() },
+        mode: match definition.search.mode {
+            definition::Mode::Ordered => Mode::Ordered,
+            definition::Mode::Arrival => Mode::Arrival,
+        },
+        base: base.clone(),
+        tasks,
+        objective: Objective { tasks: weighted.collect(), scalarisation },
         individuals,
         references,
         strategy: Plugin { name: definition.search.strategy.clone(), parameters: definition.search.parameters.clone() },

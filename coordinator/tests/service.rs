@@ -179,7 +179,7 @@ async fn wrong_scores_are_failed_attempts_and_never_results() {
     let spoils: [(Spoil, &str); 9] = [
         (|scores| scores.tasks.clear(), "0 tasks were scored"),
         (|scores| scores.tasks[0].task = "u".into(), "of task u were reported"),
-        (|scores| scores.tasks[0].credits.truncate(DEV - 1), "has 24 items, and 23"),
+        (|scores| scores.tasks[0].credits.truncate(DEV - 1), "has 24 items to be scored, and 23"),
         (|scores| scores.tasks[0].credits[3] = f32::NAN, "the credit of item 3 is NaN"),
         (|scores| scores.tasks[0].credits[4] = 1.5, "the credit of item 4 is 1.5"),
         (|scores| scores.tasks[0].metrics.extend([("macro_f1".into(), f64::NAN)]), "macro_f1 is NaN"),

@@ -38,7 +38,7 @@ fn an_older_journal_is_read_and_raised_when_it_is_written() {
     let (journal, opened) = Journal::open(folder.path()).unwrap();
     assert_eq!(opened, records);
     drop(journal);
-    assert_eq!(format(folder.path()), 2);
+    assert_eq!(format(folder.path()), 3);
 }
 
 #[tokio::test]

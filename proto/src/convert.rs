@@ -2,7 +2,7 @@
 
 use evolver_common::{
     digest::Digest,
-    score::{Scores, Split, TaskScore},
+    score::{Portion, Scores, Split, Subset, TaskScore, WHOLE},
 };
 use prost::Message as _;
 use thiserror::Error;
@@ -55,16 +55,27 @@ pub fn split_to_wire(split: Split) -> i32 {
     .into()
 }
 
-/// The split of a message's number.
+/// A subset as a message.
+#[must_use]
+pub fn subset_to_wire(subset: Subset) -> v1::Subset {
+    v1::Subset { seed: subset.seed, from: subset.from, to: subset.to }
+}
+
+/// What an assignment says is to be scored.
 ///
 /// # Errors
-/// If it is none.
-pub fn split_from_wire(number: i32) -> Result<Split, WireError> {
-    match v1::Split::try_from(number) {
-        Ok(v1::Split::Dev) => Ok(Split::Dev),
-        Ok(v1::Split::Test) => Ok(Split::Test),
-        _ => Err(WireError(format!("{number} is not a split"))),
-    }
+/// If it names no split, or a subset whose bounds are not ascending or lie beyond all items.
+pub fn portion_from_wire(assignment: &v1::Assignment) -> Result<Portion, WireError> {
+    let split = match v1::Split::try_from(assignment.split) {
+        Ok(v1::Split::Dev) => Split::Dev,
+        Ok(v1::Split::Test) => Split::Test,
+        _ => return Err(WireError(format!("{} is not a split", assignment.split))),
+    };
+    let subset = assignment.subset.map(|v1::Subset { seed, from, to }| {
+        let bad = || WireError(format!("the items from {from} to {to} of {WHOLE} are no part of them"));
+        Subset::new(seed, from, to).ok_or_else(bad)
+    });
+    Ok(Portion { split, subset: subset.transpose()? })
 }
 
 /// What an assignment asks for, whoever it is given to: a digest of everything in it but the token and the hints.
@@ -74,4 +85,26 @@ pub fn split_from_wire(number: i32) -> Result<Split, WireError> {
 pub fn work_of(assignment: &v1::Assignment) -> Digest {
     let work = v1::Assignment { token: None, keep: Vec::new(), waited: 0.0, ..assignment.clone() };
     Digest::of_parts("evolver work", [work.encode_to_vec().as_slice()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assignment(split: i32, subset: Option<(u32, u32)>) -> v1::Assignment {
+        let subset = subset.map(|(from, to)| v1::Subset { seed: 7, from, to });
+        v1::Assignment { split, subset, ..v1::Assignment::default() }
+    }
+
+    #[test]
+    fn portions_come_back_and_bad_ones_are_refused() {
+        let dev = split_to_wire(Split::Dev);
+        assert_eq!(portion_from_wire(&assignment(dev, None)), Ok(Split::Dev.into()));
+        let subset = Subset::new(7, 100, WHOLE).unwrap();
+        let sent = v1::Assignment { split: dev, subset: Some(subset_to_wire(subset)), ..v1::Assignment::default() };
+        assert_eq!(portion_from_wire(&sent), Ok(Portion { split: Split::Dev, subset: Some(subset) }));
+        for (split, subset) in [(0, None), (9, None), (dev, Some((4, 4))), (dev, Some((5, 4))), (dev, Some((0, WHOLE + 1)))] {
+            assert!(portion_from_wire(&assignment(split, subset)).is_err(), "{split} {subset:?}");
+        }
+    }
 }

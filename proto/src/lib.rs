@@ -2,14 +2,18 @@
 
 mod convert;
 
-pub use convert::{WireError, scores_from_wire, scores_to_wire, split_from_wire, split_to_wire, work_of};
+pub use convert::{WireError, portion_from_wire, scores_from_wire, scores_to_wire, split_to_wire, subset_to_wire, work_of};
 
 /// Version of the protocol that this program speaks.
 ///
 /// - 1: the first.
 /// - 2: a worker may offer what it holds when it asks for work; workers' standing in the status; operators' actions. Each side ignores what it does not
 ///   know, so a coordinator serves workers of 1 as well.
-pub const PROTOCOL: u32 = 2;
+/// - 3: a part of the items to score, and more operations in recipes. A worker that knows neither is served by searches that use neither.
+pub const PROTOCOL: u32 = 3;
+
+/// The first protocol whose workers can do whatever a search asks for.
+pub const PROTOCOL_OF_PARTS: u32 = 3;
 
 /// Oldest protocol that a coordinator serves.
 pub const PROTOCOL_OLDEST: u32 = 1;

@@ -158,7 +158,10 @@ role = "individual"
 name = "average"
 method = "linear"
 [search]
+strategy = "evolver"
 in_flight = 4
+[acceptance]
+rule = "greedy"
 [stop]
 offspring = 8
 "#,

@@ -10,7 +10,7 @@ use std::{
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-use super::{model::Definition, validate};
+use super::{genome, model::Definition, validate};
 use crate::suggest;
 
 /// A definition that cannot be used; the text says where and what would be right.
@@ -80,16 +80,19 @@ pub fn parse(text: &str, path: &Path, overrides: &[String]) -> Result<Definition
     for assignment in overrides {
         set(&mut tree, assignment)?;
     }
+    let strategy_is_given = tree.pointer("/search/strategy").is_some();
     let mut definition: Definition = serde_path_to_error::deserialize(tree)
         .map_err(|error| LoadError::Key { path: path.to_owned(), message: key_sentence(&error) })?;
     if definition.stop == super::Stop::default() {
         definition.stop.offspring = Some(100);
     }
+    let folder = path.parent().unwrap_or(Path::new(""));
+    genome::import(&mut definition, folder, strategy_is_given)
+        .map_err(|message| LoadError::Key { path: path.to_owned(), message })?;
     let problems = validate::problems(&definition);
     if !problems.is_empty() {
         return Err(LoadError::Values { path: path.to_owned(), problems });
     }
-    let folder = path.parent().unwrap_or(Path::new(""));
     make_absolute(&mut definition, folder);
     Ok(definition)
 }

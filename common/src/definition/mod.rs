@@ -5,6 +5,7 @@
 //! The resolved form travels to the workers and into the journal; [`change`] decides which later changes a running search allows.
 
 mod change;
+mod genome;
 mod load;
 mod model;
 mod reference;
@@ -14,7 +15,10 @@ mod validate;
 pub use self::{
     change::{ChangeError, compatible},
     load::{LoadError, load, parse},
-    model::{Acceptance, Definition, Evaluator, Expert, Fleet, MergeEntry, Models, Role, SearchSettings, Stop, Task},
+    model::{
+        Acceptance, Definition, Evaluator, Expert, Fleet, MergeEntry, Mode, Models, ObjectiveSettings, Role, Scalarisation,
+        SearchSettings, Stop, Task,
+    },
     reference::print,
     resolve::{Data, ResolveError, Resolved, ResolvedTask, Source, leaks, preflight, resolve},
 };

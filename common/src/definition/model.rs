@@ -26,6 +26,9 @@ pub struct Definition {
     /// How scoring runs.
     #[serde(default)]
     pub evaluator: Evaluator,
+    /// How the tasks' scores become one number.
+    #[serde(default)]
+    pub objective: ObjectiveSettings,
     /// How offspring are drawn.
     #[serde(default)]
     pub search: SearchSettings,
@@ -176,6 +179,38 @@ pub struct Evaluator {
     pub open_files: u64,
 }
 
+/// How the tasks' scores become one number.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ObjectiveSettings {
+    /// The function of the tasks' metrics that is maximised.
+    pub scalarisation: Scalarisation,
+    /// What each task's metric is measured against, by the task's name; 0 where none is given. For `chebyshev` alone.
+    pub reference: Map<String, serde_json::Value>,
+}
+
+/// A function of the tasks' metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scalarisation {
+    /// The weighted mean.
+    #[default]
+    Mean,
+    /// The weighted distance of the weakest task to its reference.
+    Chebyshev,
+}
+
+/// The order in which results are absorbed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// In the order of their numbers.
+    #[default]
+    Ordered,
+    /// As they arrive.
+    Arrival,
+}
+
 /// How offspring are drawn.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SearchSettings {
@@ -185,6 +220,9 @@ pub struct SearchSettings {
     /// Offspring drawn before the oldest of them must be back.
     #[serde(default = "default::in_flight")]
     pub in_flight: usize,
+    /// Order in which results are absorbed.
+    #[serde(default)]
+    pub mode: Mode,
     /// Strategy that draws them.
     #[serde(default = "default::strategy")]
     pub strategy: String,
@@ -250,7 +288,13 @@ impl Default for Evaluator {
 
 impl Default for SearchSettings {
     fn default() -> Self {
-        Self { seed: 0, in_flight: default::in_flight(), strategy: default::strategy(), parameters: Map::new() }
+        Self {
+            seed: 0,
+            in_flight: default::in_flight(),
+            mode: Mode::default(),
+            strategy: default::strategy(),
+            parameters: Map::new(),
+        }
     }
 }
 
@@ -305,6 +349,6 @@ mod default {
         "evolver".into()
     }
     pub(super) fn rule() -> String {
-        "greedy".into()
+        "race".into()
     }
 }

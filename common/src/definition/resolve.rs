@@ -104,6 +104,7 @@ impl Resolved {
             "frozen": self.definition.models.frozen,
             "tasks": tasks,
             "merges": self.definition.merges,
+            "objective": self.definition.objective,
             "search": self.definition.search,
             "acceptance": self.definition.acceptance,
         })

@@ -20,14 +20,15 @@ use super::{
     Combine, find,
     layers::Layers,
     pass::{CHUNK, Inputs, Job, Pass},
+    perturb::Steps,
     settings::{ParameterError, Settings},
     store::Store,
 };
 use crate::{
     checkpoint::{Checkpoint, ReadError, Slot, Space, View},
     digest::Digest,
-    recipe::{Granularity, Op, Recipe},
-    rng::{self, LANES, Stream},
+    recipe::{Granularity, Op, Recipe, Shape},
+    rng::{self, Stream},
     simd,
 };
 
@@ -347,7 +348,13 @@ impl Engine {
             Op::Crossover { target, donor, rate, seed, per } => {
                 Step::Crossover { target: at(target), donor: at(donor), threshold: rng::threshold(*rate), seed: *seed, per: *per }
             }
-            Op::Perturb { parent, deviation, seed } => Step::Perturb { parent: at(parent), deviation: *deviation, seed: *seed },
+            Op::Perturb { parent, deviation, seed, shape } => {
+                Step::Perturb { parent: at(parent), deviation: *deviation, seed: *seed, shape: *shape }
+            }
+            Op::Splice { first, second, at: split } => {
+                let below = (0..self.layers.tensors()).map(|tensor| self.layers.depth(tensor) < *split).collect();
+                Step::Splice { first: at(first), second: at(second), below }
+            }
             Op::Merge(merge) => {
                 let operands: Vec<_> = node.op().operands().map(at).collect();
                 let known = |prepared: &HashMap<Digest, Arc<dyn Combine>>| prepared.get(&node.id()).cloned();
@@ -403,10 +410,36 @@ pub(super) struct Program<'a> {
 
 enum Step {
     Leaf(Arc<dyn Leaf>),
-    Differential { target: usize, plus: usize, minus: usize, scale: f32 },
-    Crossover { target: usize, donor: usize, threshold: u64, seed: u64, per: Granularity },
-    Perturb { parent: usize, deviation: f64, seed: u64 },
-    Merge { operands: Vec<usize>, has_base: bool, combine: Arc<dyn Combine> },
+    Differential {
+        target: usize,
+        plus: usize,
+        minus: usize,
+        scale: f32,
+    },
+    Crossover {
+        target: usize,
+        donor: usize,
+        threshold: u64,
+        seed: u64,
+        per: Granularity,
+    },
+    Perturb {
+        parent: usize,
+        deviation: f64,
+        seed: u64,
+        shape: Shape,
+    },
+    /// `below` says of each tensor whether it is `first`'s.
+    Splice {
+        first: usize,
+        second: usize,
+        below: Vec<bool>,
+    },
+    Merge {
+        operands: Vec<usize>,
+        has_base: bool,
+        combine: Arc<dyn Combine>,
+    },
 }
 
 impl Step {
@@ -416,6 +449,7 @@ impl Step {
             Self::Differential { target, plus, minus, .. } => vec![*target, *plus, *minus],
             Self::Crossover { target, donor, .. } => vec![*target, *donor],
             Self::Perturb { parent, .. } => vec![*parent],
+            Self::Splice { first, second, .. } => vec![*first, *second],
             Self::Merge { operands, .. } => operands.clone(),
         }
     }
@@ -571,9 +605,13 @@ impl Program<'_> {
                     }
                 }
             }
-            Step::Perturb { parent, deviation, seed } => {
-                let stream = Stream::new(*seed, &self.space.tensors[job.tensor].name);
-                perturb(&stream, job.elements.start, *deviation, value(*parent), out);
+            Step::Perturb { parent, deviation, seed, shape } => {
+                let tensor = &self.space.tensors[job.tensor];
+                let steps = Steps { stream: Stream::new(*seed, &tensor.name), deviation: *deviation, shape: *shape };
+                steps.add(&tensor.shape, job.elements.start, value(*parent), out);
+            }
+            Step::Splice { first, second, below } => {
+                out.copy_from_slice(value(if below[job.tensor] { *first } else { *second }));
             }
             Step::Merge { operands, has_base, combine } => {
                 let values: Vec<_> = operands.iter().map(|&operand| value(operand)).collect();
@@ -584,18 +622,6 @@ impl Program<'_> {
             }
         }
         Ok(())
-    }
-}
-
-/// Adds Gaussian steps; blocks start at multiples of [`CHUNK`], so whole groups of four numbers line up.
-fn perturb(stream: &Stream, start: usize, deviation: f64, parent: &[f32], out: &mut [f32]) {
-    let first = (start / LANES) as u64;
-    for ((group, out), parent) in (first..).zip(out.chunks_mut(LANES)).zip(parent.chunks(LANES)) {
-        let [a, b, c, d] = stream.group(group);
-        let ((w, x), (y, z)) = (rng::normal_pair(a, b), rng::normal_pair(c, d));
-        for ((out, parent), step) in out.iter_mut().zip(parent).zip([w, x, y, z]) {
-            *out = super::round(f64::from(*parent) + deviation * step);
-        }
     }
 }
 

@@ -11,6 +11,7 @@
 //! - [`span`], [`sparse`], [`matrix`]: what families of methods share.
 //! - [`measured`]: statistics measured on models' data, read from files.
 //! - [`settings`]: declared parameters: their check, defaults and documentation, and their values at each tensor.
+//! - [`perturb`]: Gaussian steps.
 //! - one file per method, listed in [`METHODS`].
 
 mod arcee_fusion;
@@ -41,6 +42,7 @@ mod order;
 mod pass;
 mod passthrough;
 mod pcb;
+mod perturb;
 mod ram;
 mod regmean;
 mod sce;

@@ -9,7 +9,8 @@
 use thiserror::Error;
 
 use super::{
-    DEPTH_MAX, Granularity, Input, LimitError, Merge, NODES_MAX, OPERANDS_MAX, Op, Parameters, Recipe, Rule, Value, limits,
+    DEPTH_MAX, Granularity, Input, LimitError, Merge, NODES_MAX, OPERANDS_MAX, Op, Parameters, RANK_MAX, Recipe, Rule, Shape,
+    Value, limits,
 };
 use crate::digest::Digest;
 
@@ -113,11 +114,27 @@ fn write_op(op: &Op, out: &mut Vec<u8>, operand: &mut dyn FnMut(&Recipe, &mut Ve
             operand(target, out);
             operand(donor, out);
         }
-        Op::Perturb { parent, deviation, seed } => {
-            out.push(3);
+        Op::Perturb { parent, deviation, seed, shape } => {
+            match shape {
+                Shape::Full => out.push(3),
+                Shape::Sparse { density } => {
+                    out.extend_from_slice(&[6, 0]);
+                    put_number(*density, out);
+                }
+                Shape::LowRank { rank } => {
+                    out.extend_from_slice(&[6, 1]);
+                    out.extend_from_slice(&rank.to_le_bytes());
+                }
+            }
             put_number(*deviation, out);
             out.extend_from_slice(&seed.to_le_bytes());
             operand(parent, out);
+        }
+        Op::Splice { first, second, at } => {
+            out.push(5);
+            put_number(*at, out);
+            operand(first, out);
+            operand(second, out);
         }
         Op::Merge(merge) => {
             out.push(4);
@@ -287,6 +304,19 @@ impl Reader<'_> {
         nodes.get(index).cloned().ok_or_else(|| self.malformed("an operand is not an earlier node"))
     }
 
+    fn rank(&mut self) -> Result<u32, DecodeError> {
+        match u32::from_le_bytes(self.take()?) {
+            rank @ 1..=RANK_MAX => Ok(rank),
+            _ => Err(self.malformed("a rank lies between 1 and 1024")),
+        }
+    }
+
+    fn perturb(&mut self, shape: Shape, nodes: &[Recipe]) -> Result<Op, DecodeError> {
+        let deviation = self.number()?;
+        let seed = self.seed()?;
+        Ok(Op::Perturb { parent: self.operand(nodes)?, deviation, seed, shape })
+    }
+
     fn op(&mut self, nodes: &[Recipe]) -> Result<Op, DecodeError> {
         Ok(match self.byte()? {
             0 => Op::Checkpoint(Digest::from_bytes(self.take()?)),
@@ -304,11 +334,7 @@ impl Reader<'_> {
                 };
                 Op::Crossover { target: self.operand(nodes)?, donor: self.operand(nodes)?, rate, seed, per }
             }
-            3 => {
-                let deviation = self.number()?;
-                let seed = self.seed()?;
-                Op::Perturb { parent: self.operand(nodes)?, deviation, seed }
-            }
+            3 => self.perturb(Shape::Full, nodes)?,
             4 => {
                 let method = self.text()?;
                 let parameters = self.parameters()?;
@@ -318,6 +344,18 @@ impl Reader<'_> {
                     .map(|_| Ok(Input { parameters: self.parameters()?, recipe: self.operand(nodes)? }))
                     .collect::<Result<_, DecodeError>>()?;
                 Op::Merge(Merge { method, base, models, parameters })
+            }
+            5 => {
+                let at = self.number()?;
+                Op::Splice { first: self.operand(nodes)?, second: self.operand(nodes)?, at }
+            }
+            6 => {
+                let shape = match self.byte()? {
+                    0 => Shape::Sparse { density: self.number()? },
+                    1 => Shape::LowRank { rank: self.rank()? },
+                    _ => return Err(self.malformed("unknown shape of a perturbation")),
+                };
+                self.perturb(shape, nodes)?
             }
             _ => return Err(self.malformed("unknown operation")),
         })

@@ -8,6 +8,8 @@ pub const NODES_MAX: usize = 65_536;
 pub const DEPTH_MAX: usize = 16_384;
 /// Operands of one operation.
 pub const OPERANDS_MAX: usize = 4_096;
+/// Rank of a low-rank mutation.
+pub const RANK_MAX: u32 = 1_024;
 
 /// A recipe beyond its bounds.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     canonical::{DecodeError, decode, encode},
-    limits::{DEPTH_MAX, LimitError, NODES_MAX, OPERANDS_MAX},
+    limits::{DEPTH_MAX, LimitError, NODES_MAX, OPERANDS_MAX, RANK_MAX},
     text::{ParseError, parse},
 };
 use crate::digest::Digest;
@@ -63,6 +63,23 @@ pub enum Granularity {
     Tensor,
 }
 
+/// Which elements a Gaussian mutation moves.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Shape {
+    /// Every element by a step of its own.
+    Full,
+    /// Each element with probability `density`, in [0, 1], by a step of its own.
+    Sparse {
+        /// The probability.
+        density: f64,
+    },
+    /// A matrix by a product of two Gaussian factors of this rank, scaled to the same deviation per element; a vector as with `Full`.
+    LowRank {
+        /// The rank, at least 1.
+        rank: u32,
+    },
+}
+
 /// One operation of a recipe.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
@@ -95,7 +112,7 @@ pub enum Op {
         /// What one draw decides.
         per: Granularity,
     },
-    /// Gaussian mutation: adds `deviation * z`, z standard normal, to each element.
+    /// Gaussian mutation: adds a random step of this standard deviation per touched element.
     Perturb {
         /// The individual that is mutated.
         parent: Recipe,
@@ -103,6 +120,18 @@ pub enum Op {
         deviation: f64,
         /// Seed of the steps.
         seed: u64,
+        /// Which elements step, and how they hang together.
+        shape: Shape,
+    },
+    /// Split-point crossover by layers: tensors whose relative depth is below `at` are `first`'s, the others `second`'s. Depth runs from 0 (first layer, or
+    /// outside any stack) to 1 (last layer).
+    Splice {
+        /// Gives the lower layers.
+        first: Recipe,
+        /// Gives the upper layers.
+        second: Recipe,
+        /// The split point, in [0, 1].
+        at: f64,
     },
     /// A merge method over a base and models.
     Merge(Merge),
@@ -209,6 +238,7 @@ impl Op {
             Self::Differential { target, plus, minus, .. } => vec![target, plus, minus],
             Self::Crossover { target, donor, .. } => vec![target, donor],
             Self::Perturb { parent, .. } => vec![parent],
+            Self::Splice { first, second, .. } => vec![first, second],
             Self::Merge(merge) => merge.base.iter().chain(merge.models.iter().map(|input| &input.recipe)).collect(),
         };
         operands.into_iter()

@@ -5,14 +5,16 @@
 //! n1 = checkpoint(digest=04…)
 //! n2 = differential(target=n0, plus=n1, minus=n0, scale=0.5)
 //! n3 = crossover(target=n0, donor=n2, rate=0.5, seed=7, per="parameter")
-//! n4 = merge(method="pcb", base=n0, ratio=0.1, models=[n1{weight=1.0}, n3{weight=1.0}])
+//! n4 = splice(first=n0, second=n3, at=0.5)
+//! n5 = perturb(parent=n4, deviation=0.001, seed=9, rank=4)
+//! n6 = merge(method="pcb", base=n0, ratio=0.1, models=[n1{weight=1.0}, n5{weight=1.0}])
 //! ```
 
 use std::{collections::HashMap, fmt};
 
 use thiserror::Error;
 
-use super::{Granularity, Input, Merge, NODES_MAX, Op, Parameters, Recipe, Rule, Value, canonical, limits};
+use super::{Granularity, Input, Merge, NODES_MAX, Op, Parameters, Recipe, Rule, Shape, Value, canonical, limits};
 use crate::digest::Digest;
 
 /// A text that is not a recipe.
@@ -48,8 +50,16 @@ pub(super) fn write(recipe: &Recipe, f: &mut fmt::Formatter<'_>) -> fmt::Result 
                 let (target, donor) = (name(target), name(donor));
                 write!(f, "crossover(target={target}, donor={donor}, rate={rate:?}, seed={seed}, per={per:?})")?;
             }
-            Op::Perturb { parent, deviation, seed } => {
-                write!(f, "perturb(parent={}, deviation={deviation:?}, seed={seed})", name(parent))?;
+            Op::Perturb { parent, deviation, seed, shape } => {
+                write!(f, "perturb(parent={}, deviation={deviation:?}, seed={seed}", name(parent))?;
+                match shape {
+                    Shape::Full => write!(f, ")")?,
+                    Shape::Sparse { density } => write!(f, ", density={density:?})")?,
+                    Shape::LowRank { rank } => write!(f, ", rank={rank})")?,
+                }
+            }
+            Op::Splice { first, second, at } => {
+                write!(f, "splice(first={}, second={}, at={at:?})", name(first), name(second))?;
             }
             Op::Merge(merge) => {
                 write!(f, "merge(method={:?}", merge.method)?;
@@ -331,8 +341,17 @@ impl Arguments<'_> {
                 },
             },
             "perturb" => {
-                Op::Perturb { parent: self.node("parent")?, deviation: self.word("deviation")?, seed: self.word("seed")? }
+                let shape = if self.table.contains_key("density") {
+                    Shape::Sparse { density: self.word("density")? }
+                } else if self.table.contains_key("rank") {
+                    Shape::LowRank { rank: self.word("rank")? }
+                } else {
+                    Shape::Full
+                };
+                let (parent, deviation) = (self.node("parent")?, self.word("deviation")?);
+                Op::Perturb { parent, deviation, seed: self.word("seed")?, shape }
             }
+            "splice" => Op::Splice { first: self.node("first")?, second: self.node("second")?, at: self.word("at")? },
             "merge" => {
                 let method = self.text("method")?;
                 let base = if self.table.contains_key("base") { Some(self.node("base")?) } else { None };
@@ -362,13 +381,21 @@ mod tests {
         let mut nodes = vec![Recipe::checkpoint(Digest::of(b"a")), Recipe::checkpoint(Digest::of(b"b"))];
         for &(kind, pick, seed, number) in choices {
             let at = |offset: usize| nodes[(usize::from(pick) + offset) % nodes.len()].clone();
-            let op = match kind % 5 {
+            let op = match kind % 6 {
                 0 => Op::Differential { target: at(0), plus: at(1), minus: at(2), scale: number },
                 1 => {
                     let per = if seed % 2 == 0 { Granularity::Parameter } else { Granularity::Tensor };
                     Op::Crossover { target: at(0), donor: at(1), rate: number, seed, per }
                 }
-                2 => Op::Perturb { parent: at(0), deviation: number, seed },
+                2 => {
+                    let shape = match seed % 3 {
+                        0 => Shape::Full,
+                        1 => Shape::Sparse { density: number },
+                        _ => Shape::LowRank { rank: 1 + u32::from(pick) },
+                    };
+                    Op::Perturb { parent: at(0), deviation: number, seed, shape }
+                }
+                4 => Op::Splice { first: at(0), second: at(1), at: number },
                 3 => Op::Checkpoint(Digest::of(&[pick])),
                 _ => {
                     let parameters = Parameters::from([

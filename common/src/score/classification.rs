@@ -57,6 +57,14 @@ pub fn bootstrap_error(name: &str, items: usize, statistic: &dyn Fn(&[usize]) ->
     deviation(&resampled)
 }
 
+/// The mean of right-or-wrong credits and its standard error, `sqrt(p (1 - p) / n)`; for credits in between the error is an upper bound.
+pub(super) fn deviation_of_mean(credits: &[f32]) -> (f64, f64) {
+    #[expect(clippy::cast_precision_loss, reason = "a count of items")]
+    let items = credits.len() as f64;
+    let mean = credits.iter().map(|&credit| f64::from(credit)).sum::<f64>() / items;
+    (mean, (mean * (1.0 - mean) / items).sqrt())
+}
+
 /// Mean F1 over the labels that occur; each row holds hits, true and predicted counts.
 #[expect(clippy::cast_precision_loss, reason = "counts of items")]
 fn macro_f1(table: &[[u64; 3]]) -> f64 {

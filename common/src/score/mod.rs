@@ -2,9 +2,13 @@
 //!
 //! - [`classification`]: metrics of a classifier from its predictions.
 //! - [`compare`]: the objective, its interval, and the paired comparison of two models on the same items.
+//! - [`normal`]: the normal distribution.
+//! - [`subset`]: parts of the items.
 
 mod classification;
 mod compare;
+pub mod normal;
+mod subset;
 
 use std::collections::BTreeMap;
 
@@ -12,7 +16,8 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     classification::{bootstrap_error, classification},
-    compare::{Interval, Objective, Weighted},
+    compare::{Interval, Objective, Scalarisation, Weighted},
+    subset::{Portion, Subset, WHOLE},
 };
 
 /// What one model scored on one task.

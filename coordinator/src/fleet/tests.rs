@@ -15,7 +15,7 @@ fn fleet(check_every: u32) -> Fleet {
 
 fn spec(number: u64) -> Spec {
     let recipe = Recipe::checkpoint(Digest::of(&number.to_le_bytes()));
-    Spec { number, kind: SpecKind::Offspring, recipe, split: Split::Dev }
+    Spec { number, kind: SpecKind::Offspring, recipe, portion: Split::Dev.into() }
 }
 
 fn scores(right: usize) -> Scores {

@@ -1,5 +1,7 @@
 //! What a record says. The body is JSON that a person can query; item outcomes are a blob of little-endian F32 beside it.
 
+use std::collections::BTreeMap;
+
 use evolver_common::{
     digest::Digest,
     score::{Scores, TaskScore},
@@ -96,6 +98,20 @@ pub enum Record {
         /// Why.
         reason: String,
     },
+    /// Limits were raised by an operator. Of each limit the highest that was ever given holds. Since format 3.
+    Extend {
+        /// The new limits; those that are not named stay.
+        limits: BTreeMap<String, Option<f64>>,
+    },
+    /// A model was handed in by an operator: it is the next offspring that is drawn. Since format 3.
+    Enqueue {
+        /// Offspring that were drawn before.
+        offspring: u64,
+        /// Its name.
+        name: String,
+        /// Its recipe, as text.
+        recipe: String,
+    },
     /// The result of a spec, which follows, is to be compared with another worker's. Since format 2.
     Compare {
         /// The spec.
@@ -144,6 +160,8 @@ impl Record {
             Self::Failure { .. } => "failure",
             Self::Attempt { .. } => "attempt",
             Self::Stop { .. } => "stop",
+            Self::Extend { .. } => "extend",
+            Self::Enqueue { .. } => "enqueue",
             Self::Compare { .. } => "compare",
             Self::Check { .. } => "check",
             Self::Distrust { .. } => "distrust",

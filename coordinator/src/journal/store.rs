@@ -20,7 +20,8 @@ const FILE: &str = "journal.sqlite";
 ///
 /// - 1: the first.
 /// - 2: `compare`, `check`, `distrust` and `readmit` records.
-const FORMAT: i64 = 2;
+/// - 3: `extend` and `enqueue` records.
+const FORMAT: i64 = 3;
 /// Oldest format that is read. Everything in it means the same in the newest, so that opening for writing only raises the number.
 const FORMAT_OLDEST: i64 = 1;
 /// Below this, in bytes, the disk counts as full: what is under way must still fit.

@@ -3,7 +3,7 @@
 use evolver_common::{
     digest::Digest,
     recipe::Recipe,
-    score::{Objective, Scores, Split},
+    score::{Objective, Portion, Scores, Split},
 };
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -14,8 +14,12 @@ use thiserror::Error;
 pub struct Setup {
     /// Seed of every draw.
     pub seed: u64,
-    /// Offspring drawn before the oldest of them must be back, at least 1.
+    /// Specs drawn before the oldest of them must be back, at least 1.
     pub in_flight: usize,
+    /// The order in which results are absorbed.
+    pub mode: Mode,
+    /// The base model.
+    pub base: Recipe,
     /// The tasks, in the order of scores.
     pub tasks: Vec<Task>,
     /// What is maximised.
@@ -30,6 +34,16 @@ pub struct Setup {
     pub acceptance: Plugin,
     /// When the search ends.
     pub stop: Stop,
+}
+
+/// The order in which results are absorbed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// In the order of their numbers: the end does not depend on the fleet.
+    #[default]
+    Ordered,
+    /// As they arrive, in the journal's order: no worker waits for a slow one.
+    Arrival,
 }
 
 /// A task, as far as the search knows it.
@@ -90,6 +104,8 @@ pub enum Kind {
     Reference,
     /// An offspring.
     Offspring,
+    /// A final candidate, on dev items that no decision has read.
+    Fresh,
     /// A final candidate, on the sealed split.
     Test,
 }
@@ -97,14 +113,25 @@ pub enum Kind {
 /// One model to be built and scored.
 #[derive(Clone, Debug)]
 pub struct Spec {
-    /// Its number; test specs have numbers of their own, from [`super::TEST_BASE`].
+    /// Its number; specs of final candidates have numbers of their own, from [`super::FRESH_BASE`] and [`super::TEST_BASE`].
     pub number: u64,
     /// What it is for.
     pub kind: Kind,
     /// How it is built.
     pub recipe: Recipe,
     /// What it is scored on.
-    pub split: Split,
+    pub portion: Portion,
+}
+
+impl Spec {
+    /// What it asks for, whatever its number: a digest of the recipe and the portion.
+    #[must_use]
+    pub fn work(&self) -> Digest {
+        let subset = self.portion.subset.map_or([0; 3], |subset| [subset.seed, subset.from.into(), subset.to.into()]);
+        let mut bytes = vec![u8::from(self.portion.split == Split::Test)];
+        bytes.extend(subset.iter().flat_map(|number| number.to_le_bytes()));
+        Digest::of_parts("evolver spec", [self.recipe.id().as_bytes().as_slice(), &bytes])
+    }
 }
 
 /// How a spec ended.
@@ -132,10 +159,10 @@ pub struct Individual {
     pub recipe: Recipe,
     /// Number of the spec that it was scored as.
     pub number: u64,
-    /// Its scores on dev.
+    /// Its scores on the dev items that decisions read, or on those of them that it was scored on before it was given up.
     #[serde(skip)]
     pub scores: Scores,
-    /// Its objective on dev.
+    /// Its objective there; where it was scored on a part only, the estimate from the difference to its rival on that part.
     pub dev: f64,
 }
 

@@ -10,7 +10,7 @@ use evolver_common::{
     digest::Digest,
     recipe::encode,
 };
-use evolver_proto::{PROTOCOL, PROTOCOL_OLDEST, PUSHBACK, split_to_wire, v1, work_of};
+use evolver_proto::{PROTOCOL, PROTOCOL_OF_PARTS, PROTOCOL_OLDEST, PUSHBACK, split_to_wire, subset_to_wire, v1, work_of};
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 use tonic::Status;
@@ -292,6 +292,12 @@ impl<L: Log> Core<L> {
                 request.protocol
             )));
         }
+        if request.protocol < PROTOCOL_OF_PARTS && !self.replay.search.is_plain() {
+            return Err(Status::failed_precondition(format!(
+                "the worker speaks protocol {}, and this search's rule or strategy needs {PROTOCOL_OF_PARTS}: use a newer evolver for the worker",
+                request.protocol
+            )));
+        }
         for (what, name) in [("name", &request.worker), ("host", &request.host)] {
             if name.is_empty() || name.len() > NAME_MAX || name.chars().any(char::is_control) {
                 return Err(Status::failed_precondition(format!(
@@ -569,7 +575,12 @@ impl<L: Log> Core<L> {
 
 /// An assignment's work, without who does it.
 fn work(spec: &Spec) -> v1::Assignment {
-    v1::Assignment { recipe: encode(&spec.recipe), split: split_to_wire(spec.split), ..v1::Assignment::default() }
+    v1::Assignment {
+        recipe: encode(&spec.recipe),
+        split: split_to_wire(spec.portion.split),
+        subset: spec.portion.subset.map(subset_to_wire),
+        ..v1::Assignment::default()
+    }
 }
 
 pub(super) fn token(token: v1::Token) -> Token {

@@ -19,5 +19,5 @@ pub use self::{
     coordinator::{Coordinator, Options},
     core::{Command, Core, EndError, Reply, StartError},
     grpc::{ServeError, serve},
-    replay::{Failed, Replay, ReplayError, Spent, replay},
+    replay::{Failed, LIMITS, Replay, ReplayError, Spent, extend, replay},
 };

@@ -2,14 +2,20 @@
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
-use evolver_common::{definition::Resolved, digest::Digest, score::Scores};
+use evolver_common::{
+    definition::{Resolved, Stop},
+    digest::Digest,
+    recipe::parse,
+    score::Scores,
+    suggest,
+};
 use serde::Serialize;
 use thiserror::Error;
 
 use crate::{
     fleet::voice,
     journal::{Record, Timings},
-    search::{Outcome, Search, SetupError, Spec, TEST_BASE, TellError},
+    search::{FRESH_BASE, Named, Outcome, Search, SetupError, Spec, TEST_BASE, TellError},
     setup,
 };
 
@@ -18,9 +24,20 @@ const LATEST: usize = 4;
 /// Reason of a stop by the clock's limit, the one limit whose end is a record.
 pub(super) const STOP_SECONDS: &str = "stop.seconds";
 
+/// The limits that can be raised.
+pub const LIMITS: [&str; 5] = ["offspring", "generations", "evaluations", "seconds", "patience"];
+
 /// Records that do not make a search.
 #[derive(Debug, Error)]
 pub enum ReplayError {
+    /// An operator's decision that this program does not understand.
+    #[error("record {record}: {what}")]
+    Decision {
+        /// The record.
+        record: usize,
+        /// What is wrong with it.
+        what: String,
+    },
     /// No definition stands at the beginning.
     #[error("the journal has no definition: nothing was begun in this folder")]
     NoDefinition,
@@ -98,7 +115,7 @@ pub struct Failed {
 
 /// A result that is there and belongs to no spec that has been drawn so far.
 struct Banked {
-    recipe: Option<Digest>,
+    work: Option<Digest>,
     outcome: Outcome,
 }
 
@@ -158,7 +175,12 @@ pub(super) fn definition(records: &[Record]) -> Result<Resolved, ReplayError> {
 /// # Errors
 /// Names the record that does not fit.
 pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, ReplayError> {
-    let resolved = newer.map_or_else(|| definition(records), |newer| Ok(newer.clone()))?;
+    let mut resolved = newer.map_or_else(|| definition(records), |newer| Ok(newer.clone()))?;
+    for (index, record) in (1..).zip(records) {
+        if let Record::Extend { limits } = record {
+            extend(&mut resolved.definition.stop, limits).map_err(|what| ReplayError::Decision { record: index, what })?;
+        }
+    }
     let mut this = Replay::new(resolved)?;
     // Seconds of earlier starts, and of this one so far.
     let (mut before, mut current) = (0.0, 0.0);
@@ -166,7 +188,7 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
     let mut limit = None;
     // The results that stand, and the stops, by their records: what is told again if one of them is taken back.
     let mut standing: BTreeMap<u64, (&Record, Option<Digest>)> = BTreeMap::new();
-    let mut stops = Vec::new();
+    let (mut stops, mut enqueued) = (Vec::new(), Vec::new());
     let mut compare = None;
     for (index, record) in (1..).zip(records) {
         match record {
@@ -187,7 +209,7 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
                 if this.is_offspring(*number) {
                     this.spent.offspring.add(timings);
                 }
-                standing.insert(*number, (record, Some(*recipe)));
+                standing.insert(*number, (record, this.work(*number)));
                 if let Some(spec) = this.open.get(number).filter(|_| compare.take() == Some(*number)) {
                     this.compared.insert(*number, (spec.clone(), scores.clone()));
                 }
@@ -195,7 +217,7 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
             }
             Record::Failure { number, reason } => {
                 this.given_up.push(Failed { number: *number, worker: String::new(), reason: reason.clone() });
-                standing.insert(*number, (record, this.recipe(*number)));
+                standing.insert(*number, (record, this.work(*number)));
                 this.tell(*number, outcome(record)).map_err(|source| ReplayError::Tell { record: index, source })?;
             }
             Record::Attempt { number, worker, reason } => {
@@ -203,6 +225,14 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
             }
             // A limit that has been raised since then ends nothing.
             Record::Stop { reason, .. } if reason == STOP_SECONDS && raised(limit, this.resolved.definition.stop.seconds) => {}
+            Record::Extend { limits } => limit = limits.get("seconds").copied().unwrap_or(limit),
+            Record::Enqueue { offspring, name, recipe } => {
+                let recipe = parse(recipe).map_err(|error| ReplayError::Decision { record: index, what: error.to_string() })?;
+                let named = Named { name: name.clone(), kind: "evolved", recipe };
+                enqueued.push((*offspring, named.clone()));
+                this.search.enqueue(*offspring, named);
+                this.draw();
+            }
             Record::Stop { number, reason } => {
                 stops.push((*number, reason));
                 this.search.stop(*number, reason);
@@ -224,7 +254,7 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
                     this.compared.remove(number);
                 }
                 if !numbers.is_empty() {
-                    this.begin_again(&standing, &stops)?;
+                    this.begin_again(&standing, &stops, &enqueued)?;
                 }
             }
             Record::Readmit { worker } => {
@@ -240,6 +270,30 @@ pub fn replay(records: &[Record], newer: Option<&Resolved>) -> Result<Replay, Re
     }
     this.spent.seconds = before + current;
     Ok(this)
+}
+
+/// Raises limits; of each the highest that was given holds, and none is the highest.
+///
+/// # Errors
+/// Names a limit that there is not.
+pub fn extend(stop: &mut Stop, limits: &BTreeMap<String, Option<f64>>) -> Result<(), String> {
+    for (name, limit) in limits {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "limits are whole numbers far below 2^53, or as good as none"
+        )]
+        let whole = |was: Option<u64>| was.zip(*limit).map(|(was, is)| was.max(is as u64));
+        match name.as_str() {
+            "offspring" => stop.offspring = whole(stop.offspring),
+            "generations" => stop.generations = whole(stop.generations),
+            "evaluations" => stop.evaluations = whole(stop.evaluations),
+            "patience" => stop.patience = whole(stop.patience),
+            "seconds" => stop.seconds = stop.seconds.zip(*limit).map(|(was, is)| was.max(is)),
+            other => return Err(format!("unknown limit {}", suggest::unknown(other, LIMITS))),
+        }
+    }
+    Ok(())
 }
 
 /// A result or failure as the search takes it.
@@ -283,7 +337,7 @@ impl Replay {
     fn is_offspring(&self, number: u64) -> bool {
         let setup = self.search.setup();
         let start = setup.individuals.len() + setup.references.len();
-        (start as u64..TEST_BASE).contains(&number)
+        (start as u64..FRESH_BASE).contains(&number)
     }
 
     /// Hands a result to the search. What that lets it draw is told at once where its result is there already.
@@ -311,6 +365,11 @@ impl Replay {
         self.compared.iter().filter(|(number, _)| !self.open.contains_key(number)).map(|(_, compared)| compared.clone()).collect()
     }
 
+    /// Specs that were drawn and have no result, in the order of their numbers.
+    pub fn undone(&self) -> impl Iterator<Item = &Spec> {
+        self.open.values()
+    }
+
     /// Specs without a result that were drawn since this was last asked.
     pub(super) fn fresh(&mut self) -> Vec<Spec> {
         let numbers = std::mem::take(&mut self.fresh);
@@ -320,6 +379,11 @@ impl Replay {
     /// The recipe of a spec that has no result.
     fn recipe(&self, number: u64) -> Option<Digest> {
         self.open.get(&number).map(|spec| spec.recipe.id())
+    }
+
+    /// What a spec that has no result asks for.
+    fn work(&self, number: u64) -> Option<Digest> {
+        self.open.get(&number).map(Spec::work)
     }
 
     /// Takes over what the search has drawn, and tells it what is known of that.
@@ -337,7 +401,7 @@ impl Replay {
             }
             let fits = |(number, spec): (&u64, &Spec)| {
                 let banked = self.bank.get(number)?;
-                banked.recipe.is_none_or(|recipe| recipe == spec.recipe.id()).then_some(*number)
+                banked.work.is_none_or(|work| work == spec.work()).then_some(*number)
             };
             let Some(number) = self.open.iter().find_map(fits) else {
                 return;
@@ -356,17 +420,20 @@ impl Replay {
         &mut self,
         standing: &BTreeMap<u64, (&Record, Option<Digest>)>,
         stops: &[(u64, &String)],
+        enqueued: &[(u64, Named)],
     ) -> Result<(), ReplayError> {
         self.search = Search::new(setup::search(&self.resolved)?)?;
         for (number, reason) in stops {
             self.search.stop(*number, reason);
         }
+        for (offspring, named) in enqueued {
+            self.search.enqueue(*offspring, named.clone());
+        }
         self.told.clear();
         self.latest.clear();
         self.open.clear();
         self.fresh.clear();
-        let bank =
-            standing.iter().map(|(number, (record, recipe))| (*number, Banked { recipe: *recipe, outcome: outcome(record) }));
+        let bank = standing.iter().map(|(number, (record, work))| (*number, Banked { work: *work, outcome: outcome(record) }));
         self.bank = bank.collect();
         self.draw();
         Ok(())

@@ -8,7 +8,6 @@ use super::core::{Core, Reply, token};
 use crate::{
     fleet::{Purpose, Token},
     journal::{Log, Record, Timings},
-    search::TEST_BASE,
 };
 
 /// Longest reason of a failure that is journaled, in bytes.
@@ -121,16 +120,16 @@ impl<L: Log> Core<L> {
 
     /// The scores must cover each task's items, and say the accuracy that their items say.
     fn check(&self, spec: u64, scores: Scores) -> Result<Scores, String> {
-        let split = if spec >= TEST_BASE { Split::Test } else { Split::Dev };
+        let portion = self.fleet.spec(spec).map_or(Split::Dev.into(), |spec| spec.portion);
         let tasks = &self.replay.search.setup().tasks;
         if tasks.len() != scores.tasks.len() {
             return Err(format!("{} tasks were scored, and there are {}", scores.tasks.len(), tasks.len()));
         }
         for ((task, score), weighted) in tasks.iter().zip(&scores.tasks).zip(&self.replay.search.setup().objective.tasks) {
-            let items = if split == Split::Test { task.test_items } else { task.dev_items };
+            let items = portion.count(if portion.split == Split::Test { task.test_items } else { task.dev_items });
             if task.name != score.task || score.credits.len() != items {
                 return Err(format!(
-                    "task {} has {items} items, and {} of task {} were reported",
+                    "task {} has {items} items to be scored, and {} of task {} were reported",
                     task.name,
                     score.credits.len(),
                     score.task

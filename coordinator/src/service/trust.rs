@@ -63,9 +63,10 @@ impl<L: Log> Core<L> {
     }
 
     fn remember(&mut self, individual: &Individual, wanted: bool) {
+        // What several stages scored, perhaps by several workers, is nobody's word in particular.
+        let Some(portion) = self.replay.search.portion_of(individual) else { return };
         let author = self.replay.authors.get(&individual.number).cloned().unwrap_or_default();
-        let split = evolver_common::score::Split::Dev;
-        let spec = Spec { number: individual.number, kind: Kind::Offspring, recipe: individual.recipe.clone(), split };
+        let spec = Spec { number: individual.number, kind: Kind::Offspring, recipe: individual.recipe.clone(), portion };
         self.fleet.remember(spec, &author, individual.scores.clone(), wanted);
     }
 

@@ -224,7 +224,7 @@ fn lie(scores: &Scores) -> Scores {
 }
 
 fn items(spec: &Spec) -> usize {
-    if spec.split == evolver_common::score::Split::Test { TEST } else { DEV }
+    if spec.portion.split == evolver_common::score::Split::Test { TEST } else { DEV }
 }
 
 /// Where the undisturbed search ends.

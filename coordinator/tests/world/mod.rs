@@ -9,13 +9,13 @@ use evolver_common::{
     definition::{Data, Resolved, ResolvedTask, Source},
     digest::Digest,
     recipe::decode,
-    score::{Scores, classification},
+    score::{Portion, Scores, Split, classification},
 };
 use evolver_coordinator::{
     access::Security,
     service::{Coordinator, Options, serve},
 };
-use evolver_proto::{PROTOCOL, scores_to_wire, v1};
+use evolver_proto::{PROTOCOL, portion_from_wire, scores_to_wire, v1};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tonic::{
@@ -40,6 +40,7 @@ pub fn resolved(change: impl FnOnce(&mut Value)) -> Resolved {
         },
         "tasks": [{ "name": "t", "dev": "/data/dev.jsonl", "test": "/data/test.jsonl", "metric": "macro_f1" }],
         "search": { "seed": 7, "in_flight": 4 },
+        "acceptance": { "rule": "greedy" },
         "stop": { "offspring": 12 },
         "fleet": { "lease_seconds": 30.0, "heartbeat_seconds": 5.0 },
     });
@@ -64,12 +65,13 @@ fn digest(name: &str) -> Digest {
 }
 
 /// What a model scores: each item's prediction is right or not by the bytes of its recipe's id.
-pub fn scores(recipe: &[u8], items: usize) -> Scores {
+pub fn scores(recipe: &[u8], portion: Portion) -> Scores {
     let id = decode(recipe).unwrap().id();
     let bytes = id.as_bytes();
-    let truth: Vec<_> = (0..items).map(|item| item % 3).collect();
-    let predicted: Vec<_> =
-        truth.iter().zip(bytes).map(|(label, byte)| if *byte < 100 { (label + 1) % 3 } else { *label }).collect();
+    let items = portion.items("t", if portion.split == Split::Test { TEST } else { DEV });
+    let truth: Vec<_> = items.iter().map(|item| item % 3).collect();
+    let predict = |item: &usize| if bytes[*item] < 100 { (item % 3 + 1) % 3 } else { item % 3 };
+    let predicted: Vec<_> = items.iter().map(predict).collect();
     Scores { tasks: vec![classification("t", &truth, &predicted, 3)] }
 }
 
@@ -224,6 +226,6 @@ impl Worker {
 
 /// What the assignment's model scores, as a report's result.
 pub fn right(assignment: &v1::Assignment) -> v1::report_request::Result {
-    let items = if assignment.split() == v1::Split::Test { TEST } else { DEV };
-    v1::report_request::Result::Scores(scores_to_wire(&scores(&assignment.recipe, items)))
+    let portion = portion_from_wire(assignment).unwrap();
+    v1::report_request::Result::Scores(scores_to_wire(&scores(&assignment.recipe, portion)))
 }

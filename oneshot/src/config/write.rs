@@ -105,6 +105,7 @@ fn as_merge(node: &Recipe) -> Result<Merge, Unwritable> {
         }
         Op::Crossover { .. } => Err(Unwritable("it takes single parameters at random from two parents (crossover)".into())),
         Op::Perturb { .. } => Err(Unwritable("it adds Gaussian steps (perturb)".into())),
+        Op::Splice { .. } => Err(Unwritable("it takes layers from two models (splice)".into())),
     }
 }
 
@@ -163,6 +164,8 @@ fn shown(value: &Value) -> Json {
 mod tests {
     use std::path::Path;
 
+    use evolver_common::recipe::Shape;
+
     use super::*;
     use crate::config::{Content, MergeConfig};
 
@@ -220,7 +223,7 @@ mod tests {
 
     #[test]
     fn what_mergekit_lacks_is_refused() {
-        let perturbed = Recipe::new(Op::Perturb { parent: leaf(1), deviation: 0.1, seed: 1 });
+        let perturbed = Recipe::new(Op::Perturb { parent: leaf(1), deviation: 0.1, seed: 1, shape: Shape::Full });
         assert!(write(&perturbed).unwrap_err().to_string().contains("Gaussian"));
         let merge = |method: &str, parameters: Parameters| {
             let models = vec![

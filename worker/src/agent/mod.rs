@@ -17,7 +17,7 @@ use std::{
 
 use evolver_common::{definition::Resolved, digest::Digest};
 use evolver_proto::{
-    scores_to_wire, split_from_wire,
+    portion_from_wire, scores_to_wire,
     v1::{self, lease_reply::Outcome, report_reply::Verdict},
     work_of,
 };
@@ -272,11 +272,12 @@ impl Agent {
         let Some(child) = &mut self.child else {
             return Ok(Ended::Unwanted(None));
         };
-        let Ok(split) = split_from_wire(assignment.split) else {
-            return told(token, failure(FailureClass::Error, "the assignment names no split"));
+        let portion = match portion_from_wire(assignment) {
+            Ok(portion) => portion,
+            Err(error) => return told(token, failure(FailureClass::Error, &error.to_string())),
         };
         let keep = assignment.keep.iter().filter_map(|id| Digest::try_from(id.as_slice()).ok());
-        child.send(&ToChild::Work { recipe: assignment.recipe.clone(), split, keep: keep.collect() }).await;
+        child.send(&ToChild::Work { recipe: assignment.recipe.clone(), portion, keep: keep.collect() }).await;
         let began = Instant::now();
         let (mut alive, mut beat) = (began, began);
         let mut progress = (0, 0);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use evolver_common::{
     definition::Resolved,
     digest::Digest,
-    score::{Scores, Split},
+    score::{Portion, Scores},
 };
 use evolver_proto::v1;
 use serde::{Deserialize, Serialize};
@@ -25,7 +25,7 @@ pub enum ToChild {
         /// The recipe's canonical encoding.
         recipe: Vec<u8>,
         /// What it is scored on.
-        split: Split,
+        portion: Portion,
         /// Recipes worth keeping.
         keep: Vec<Digest>,
     },

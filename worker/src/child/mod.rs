@@ -15,7 +15,7 @@ use std::{
 use evolver_common::{
     definition::Resolved,
     recipe::decode,
-    score::{Scores, Split},
+    score::{Portion, Scores},
 };
 
 pub use self::messages::{FailureClass, FromChild, ToChild};
@@ -102,10 +102,10 @@ impl Workshop {
     pub fn score(
         &mut self,
         candidate: evaluate::Candidate,
-        split: Split,
+        portion: Portion,
         progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Result<Scores, EvaluateError> {
-        self.evaluators.score(candidate, split, progress)
+        self.evaluators.score(candidate, portion, progress)
     }
 }
 
@@ -131,7 +131,7 @@ pub fn run(input: impl BufRead, mut output: impl Write) -> io::Result<()> {
                     Err(Failure { class, message }) => say(&FromChild::Failed { class, message })?,
                 }
             }
-            ToChild::Work { recipe, split, keep } => {
+            ToChild::Work { recipe, portion, keep } => {
                 let Some(workshop) = &mut workshop else {
                     return Err(io::Error::other("work came before the setup"));
                 };
@@ -144,7 +144,7 @@ pub fn run(input: impl BufRead, mut output: impl Write) -> io::Result<()> {
                     }
                     ControlFlow::Continue(())
                 };
-                let answer = match guarded(|| work(workshop, &recipe, split, &keep, &mut progress)) {
+                let answer = match guarded(|| work(workshop, &recipe, portion, &keep, &mut progress)) {
                     Ok(scored) => scored,
                     Err(Failure { class, message }) => FromChild::Failed { class, message },
                 };
@@ -162,7 +162,7 @@ fn limited(resolved: &Resolved) -> Result<(), Failure> {
 fn work(
     workshop: &mut Workshop,
     recipe: &[u8],
-    split: Split,
+    portion: Portion,
     keep: &[evolver_common::digest::Digest],
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<FromChild, Failure> {
@@ -170,7 +170,7 @@ fn work(
     let recipe = decode(recipe).map_err(|error| Failure { class: FailureClass::Error, message: error.to_string() })?;
     let candidate = workshop.materializer.build(&recipe, keep)?;
     let built = Instant::now();
-    let scores = workshop.score(candidate, split, progress)?;
+    let scores = workshop.score(candidate, portion, progress)?;
     workshop.materializer.unchanged()?;
     Ok(FromChild::Scored { scores, build: (built - began).as_secs_f64(), score: built.elapsed().as_secs_f64() })
 }

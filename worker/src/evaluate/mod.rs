@@ -29,7 +29,7 @@ use std::{
 use evolver_common::{
     data::{self, DataError, Row},
     definition::{Data, Definition, Resolved, Task},
-    score::{Scores, Split, TaskScore},
+    score::{Portion, Scores, Split, TaskScore},
     suggest,
 };
 use serde_json::Value;
@@ -316,17 +316,19 @@ impl Evaluators {
         self.tasks.iter().map(|(name, evaluator)| (name.as_str(), evaluator.head()))
     }
 
-    /// Scores a model on every task. `progress` hears of items done and items in all, and may end the work.
+    /// Scores a model on the portion of every task; credits stand in the data's order. `progress` hears of items done and items in all, and may end the work.
     ///
     /// # Errors
     /// See [`EvaluateError`].
     pub fn score(
         &mut self,
         candidate: Candidate,
-        split: Split,
+        portion: Portion,
         progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Result<Scores, EvaluateError> {
-        let total = self.tasks.iter().map(|(_, evaluator)| evaluator.items(split) as u64).sum();
+        let split = portion.split;
+        let chosen: Vec<_> = self.tasks.iter().map(|(name, evaluator)| portion.items(name, evaluator.items(split))).collect();
+        let total = chosen.iter().map(|items| items.len() as u64).sum();
         let mut subject = Subject::new(&self.setup, candidate);
         // The network takes the weights; what wants them in a folder comes first.
         let mut order: Vec<usize> = (0..self.tasks.len()).collect();
@@ -335,11 +337,11 @@ impl Evaluators {
         let mut before = 0;
         for index in order {
             let (name, evaluator) = &mut self.tasks[index];
-            let chosen: Vec<_> = (0..evaluator.items(split)).collect();
             subject.begin(index);
-            let mut score = evaluator.evaluate(&mut subject, split, &chosen, &mut |done| progress(before + done, total))?;
+            let mut score =
+                evaluator.evaluate(&mut subject, split, &chosen[index], &mut |done| progress(before + done, total))?;
             score.task.clone_from(name);
-            before += chosen.len() as u64;
+            before += chosen[index].len() as u64;
             scores[index] = Some(score);
         }
         Ok(Scores { tasks: scores.into_iter().flatten().collect() })

@@ -1,22 +1,21 @@
 //! Greedy: a strictly better objective, compared after rounding to 5 decimals, as the official Evolver code does.
 
-use evolver_common::score::{Objective, Scores};
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use super::{ALL_ITEMS, Bout, Entry, Open, Rule, Verdict};
 
-use super::{Rule, parameters};
-use crate::search::model::SetupError;
+pub(super) const ENTRY: Entry<Open> = Entry {
+    name: "greedy",
+    version: 1,
+    summary: "a strictly better objective, after rounding to 5 decimals; what is found by luck stays",
+    source: "the official Evolver code",
+    parameters: &[ALL_ITEMS],
+    open: |_| Ok(Box::new(Greedy)),
+};
 
-#[derive(Deserialize)]
-struct Greedy {}
-
-pub(super) fn open(table: &Map<String, Value>) -> Result<Box<dyn Rule>, SetupError> {
-    Ok(Box::new(parameters::<Greedy>("acceptance", &[], table)?))
-}
+struct Greedy;
 
 impl Rule for Greedy {
-    fn better(&self, objective: &Objective, child: &Scores, parent: &Scores) -> bool {
-        let rounded = |scores| (objective.value(scores) * 1e5).round();
-        rounded(child) > rounded(parent)
+    fn judge(&mut self, bout: &Bout<'_>) -> Verdict {
+        let [child, rival] = bout.so_far.map(|scores| (bout.objective.value(scores) * 1e5).round());
+        if child > rival { Verdict::Pass } else { Verdict::Reject }
     }
 }

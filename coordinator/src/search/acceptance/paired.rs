@@ -1,36 +1,20 @@
-//! Paired: better on the same items by more than `threshold` standard errors of the paired difference, McNemar's test where credits are right or wrong.
+//! Paired: better on the same items by more than a threshold.
 
-use evolver_common::score::{Objective, Scores};
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use super::{ALL_ITEMS, Bout, Entry, Open, Rule, THRESHOLD, Threshold, Verdict};
 
-use super::{Rule, parameters};
-use crate::search::model::SetupError;
+pub(super) const ENTRY: Entry<Open> = Entry {
+    name: "paired",
+    version: 1,
+    summary: "better than its rival on the same items by a threshold",
+    source: "McNemar 1947; the paired bootstrap of Efron 1979",
+    parameters: &[THRESHOLD, ALL_ITEMS],
+    open: |settings| Ok(Box::new(Paired(Threshold::new(settings)))),
+};
 
-#[derive(Deserialize)]
-struct Paired {
-    /// Standard errors, at least 0.
-    #[serde(default = "half")]
-    threshold: f64,
-}
-
-fn half() -> f64 {
-    0.5
-}
-
-pub(super) fn open(table: &Map<String, Value>) -> Result<Box<dyn Rule>, SetupError> {
-    let rule: Paired = parameters("acceptance", &["threshold"], table)?;
-    if !(0.0..=10.0).contains(&rule.threshold) {
-        return Err(SetupError(format!(
-            "acceptance.threshold is {}: it must lie between 0 and 10 standard errors",
-            rule.threshold
-        )));
-    }
-    Ok(Box::new(rule))
-}
+struct Paired(Threshold);
 
 impl Rule for Paired {
-    fn better(&self, objective: &Objective, child: &Scores, parent: &Scores) -> bool {
-        objective.paired_z(child, parent) > self.threshold
+    fn judge(&mut self, bout: &Bout<'_>) -> Verdict {
+        if self.0.passed(bout.objective, bout.so_far) { Verdict::Pass } else { Verdict::Reject }
     }
 }
