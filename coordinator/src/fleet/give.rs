@@ -33,11 +33,13 @@ impl Fleet {
         }
     }
 
-    /// Gives the worker this very spec, if it is wanted and free and `fits`: it says that it has done it.
+    /// Gives the worker this very spec, if it is wanted and `fits`: it says that it has done it. The machine that holds it may be the dead one whose
+    /// results these are, and a result at once is worth more than one under way.
     pub fn lease_held(&mut self, name: &str, number: u64, fits: impl Fn(&Spec) -> bool, now: Duration) -> Option<(Token, Spec)> {
         let available = self.workers.get(name).is_some_and(|worker| self.is_available(name, worker, now));
-        let free = self.work.get(&number).is_some_and(|work| work.is_free() && fits(&work.spec));
-        if available && free { self.grant(name, number, now) } else { None }
+        let others = |work: &Work| work.leases.iter().all(|lease| lease.worker != name);
+        let wanted = self.work.get(&number).is_some_and(|work| others(work) && fits(&work.spec));
+        if available && wanted { self.grant(name, number, now) } else { None }
     }
 
     fn choose(&mut self, name: &str, now: Duration) -> Option<Choice> {

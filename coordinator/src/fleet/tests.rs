@@ -52,6 +52,22 @@ fn a_slow_attempt_is_doubled_once_and_the_first_result_counts() {
 }
 
 #[test]
+fn what_a_worker_has_done_is_taken_although_a_dead_one_still_holds_it() {
+    let mut fleet = fleet(0);
+    fleet.add(spec(0));
+    fleet.register("dead", "h", at(0));
+    let dead = lease(&mut fleet, "dead", 0);
+    fleet.register("next", "h", at(1));
+    assert!(fleet.lease_held("next", 0, |_| false, at(1)).is_none(), "it has done other work");
+    let (token, _) = fleet.lease_held("next", 0, |_| true, at(1)).unwrap();
+    assert_eq!((token.spec, token.attempt), (0, 2));
+    assert!(fleet.lease_held("next", 0, |_| true, at(1)).is_none(), "it holds it already");
+    fleet.commit(token, "next", &scores(3), false, at(2));
+    assert!(!fleet.is_live(dead));
+    assert!(fleet.lease_held("next", 0, |_| true, at(3)).is_none(), "nobody wants it any more");
+}
+
+#[test]
 fn a_worker_that_can_do_nothing_rests_and_its_specs_are_not_blamed() {
     let mut fleet = fleet(0);
     (0..4).for_each(|number| fleet.add(spec(number)));

@@ -525,7 +525,8 @@ impl<L: Log> Core<L> {
                 waiting.reply.send(Ok(lease_reply(v1::lease_reply::Outcome::Leave(leave)))).ok();
                 continue;
             }
-            let granted = if self.full || self.held || (free == 0 && !tick) { None } else { self.grant(&waiting) };
+            let pointless = free == 0 && waiting.held.is_none() && !tick;
+            let granted = if self.full || self.held || pointless { None } else { self.grant(&waiting) };
             if let Some((token, spec)) = granted {
                 free = free.saturating_sub(1);
                 let reply = lease_reply(v1::lease_reply::Outcome::Assignment(self.assignment(token, &spec, waiting.since)));
