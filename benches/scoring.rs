@@ -51,7 +51,11 @@ fn scoring(criterion: &mut Criterion) {
     let items: usize = evaluators.iter().map(|evaluator| evaluator.items(Split::Dev)).sum();
     let mut group = criterion.benchmark_group("scoring");
     // One pass takes seconds, so every sample is one pass.
-    group.sampling_mode(SamplingMode::Flat).sample_size(10).warm_up_time(Duration::from_secs(1)).throughput(Throughput::Elements(items as u64));
+    group
+        .sampling_mode(SamplingMode::Flat)
+        .sample_size(10)
+        .warm_up_time(Duration::from_secs(1))
+        .throughput(Throughput::Elements(items as u64));
     for threads in [1, 2] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         group.bench_function(format!("{threads} threads"), |bencher| {
@@ -66,7 +70,8 @@ fn scoring(criterion: &mut Criterion) {
                 });
             });
         });
-        let arguments = [folder.to_string_lossy().into_owned(), threads.to_string(), BATCH_TOKENS.to_string(), TEXTS.to_string(), "5".into()];
+        let arguments =
+            [folder.to_string_lossy().into_owned(), threads.to_string(), BATCH_TOKENS.to_string(), TEXTS.to_string(), "5".into()];
         beside("scoring.py", &arguments, threads, items);
     }
     group.finish();

@@ -225,10 +225,12 @@ fn eigen(matrix: &[Vec<f64>]) -> (Vec<f64>, Vec<Vec<f64>>) {
                     row[p] = c * x - s * y;
                     row[q] = s * x + c * y;
                 }
-                for column in 0..size {
-                    let (x, y) = (a[p][column], a[q][column]);
-                    a[p][column] = c * x - s * y;
-                    a[q][column] = s * x + c * y;
+                // p < q.
+                let (above, below) = a.split_at_mut(q);
+                for (first, second) in above[p].iter_mut().zip(&mut below[0]) {
+                    let (x, y) = (*first, *second);
+                    *first = c * x - s * y;
+                    *second = s * x + c * y;
                 }
             }
         }
