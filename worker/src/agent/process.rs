@@ -71,6 +71,8 @@ impl Child {
             Err(_) => Event::Silent,
             Ok(Ok(Some(line))) => match serde_json::from_str(&line) {
                 Ok(message) => Event::Message(message),
+                // Cut in the middle of an answer.
+                Err(error) if error.is_eof() => self.end("it ended without an answer").await,
                 Err(_) => self.end(&format!("it said something that is no message: {line:.80}")).await,
             },
             Ok(Ok(None)) => self.end("it ended without an answer").await,
