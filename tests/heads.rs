@@ -59,6 +59,8 @@ fn prepare(folder: &Path, heads: &str) -> Resolved {
         dev = "three.jsonl"
         labels = ["x", "y", "z"]
         head = "other"
+        [search]
+        strategy = "evolver"
         [acceptance]
         rule = "greedy"
         [stop]

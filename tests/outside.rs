@@ -150,8 +150,12 @@ fn a_command_takes_all_that_it_started_with_it() {
     let mut search = search(&task).unwrap();
     search.score(0).unwrap_err();
     let child = fs::read_to_string(search.path("child.txt")).unwrap();
-    let stat = fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap_or_default();
-    assert!(stat.is_empty() || stat.contains(" Z "), "{stat}");
+    // It is told to end; its end may take a moment.
+    let gone = || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap_or_default();
+        (stat.is_empty() || stat.contains(" Z ")).then_some(())
+    };
+    small::processes::wait_for("the child's end", gone);
 }
 
 /// A program that speaks the protocol by the helper, and misbehaves as the item's text or a file says.

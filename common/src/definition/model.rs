@@ -346,7 +346,7 @@ mod default {
         1
     }
     pub(super) fn strategy() -> String {
-        "evolver".into()
+        "portfolio".into()
     }
     pub(super) fn rule() -> String {
         "race".into()

@@ -69,13 +69,7 @@ fn ways() -> Vec<Way> {
         ("perturbation", json!({ "deviation": 0.05 })),
         ("portfolio", json!({ "strategies": ["evolver", "cma_es"], "settings": { "cma_es": merge } })),
         ("portfolio", json!({ "strategies": ["evolver_merger", "cma_es"], "settings": { "cma_es": merge } })),
-        (
-            "portfolio",
-            json!({
-                "strategies": ["evolver_merger", "cma_es", "recipes"],
-                "settings": { "cma_es": merge },
-            }),
-        ),
+        ("portfolio", json!({})),
     ] {
         ways.push(way(strategy, keys, "race", race()));
     }

@@ -180,7 +180,7 @@ impl Plan {
         let mut random = ChaCha8Rng::seed_from_u64(self.seed ^ 0x5eed);
         let mut pick = |values: &[Value]| values[random.random_range(0..values.len())].clone();
         let search = json!({
-            "seed": self.seed, "in_flight": pick(&[1.into(), 2.into(), 4.into(), 8.into()]),
+            "strategy": "evolver", "seed": self.seed, "in_flight": pick(&[1.into(), 2.into(), 4.into(), 8.into()]),
             "mutation": pick(&["interpolation".into(), "difference".into()]),
             "per": pick(&["parameter".into(), "tensor".into()]),
         });

@@ -39,7 +39,7 @@ pub fn resolved(change: impl FnOnce(&mut Value)) -> Resolved {
             "experts": names.iter().map(|name| json!({ "name": name, "path": format!("/models/{name}") })).collect::<Value>(),
         },
         "tasks": [{ "name": "t", "dev": "/data/dev.jsonl", "test": "/data/test.jsonl", "metric": "macro_f1" }],
-        "search": { "seed": 7, "in_flight": 4 },
+        "search": { "strategy": "evolver", "seed": 7, "in_flight": 4 },
         "acceptance": { "rule": "greedy" },
         "stop": { "offspring": 12 },
         "fleet": { "lease_seconds": 30.0, "heartbeat_seconds": 5.0 },
