@@ -41,7 +41,7 @@ fn main() {
     ];
     println!("| strategy | rule | redrawn | mean reported gain, points (95 %) | gain above 1 point | dev items |");
     println!("|---|---|---|---|---|---|");
-    for (strategy, keys) in [("evolver", json!({})), ("cma_es", json!({ "method": "linear" }))] {
+    for (strategy, keys) in [("portfolio", json!({})), ("evolver", json!({})), ("cma_es", json!({ "method": "linear" }))] {
         for (rule, rule_keys) in &rules {
             for redrawn in [0.1, 0.3, 1.0] {
                 let found = every(seeds, |seed| run(seed, redrawn, &plugin(strategy, &keys), &plugin(rule, rule_keys)));
