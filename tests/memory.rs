@@ -24,7 +24,7 @@ fn a_worker_takes_one_and_a_half_models_and_its_activations_at_most() {
     let prepared = quickstart::folder();
     let scratch = tempfile::tempdir().unwrap();
     let dir = scratch.path().join("search");
-    let mut sets = vec!["stop.offspring=8".to_owned(), "search.in_flight=4".into(), "evaluator.batch_tokens=512".into()];
+    let mut sets = vec!["stop.offspring=12".to_owned(), "search.in_flight=4".into(), "evaluator.batch_tokens=512".into()];
     for task in 0..4 {
         sets.extend(["dev_items", "test_items"].map(|key| format!("tasks.{task}.{key}=12")));
     }
