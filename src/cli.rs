@@ -54,6 +54,8 @@ pub(crate) enum Command {
     Export(Export),
     /// Tell which experts and layers of a model matter for which task.
     Sensitivity(Sensitivity),
+    /// Measure the experts' Fisher information or Gram matrices on labelled data, for merges by fisher and regmean.
+    Statistics(Statistics),
     /// Raise a search's limits; the run command then goes on.
     Extend(Extend),
     /// Hand a model to a search: it is scored as the next offspring.
@@ -360,6 +362,49 @@ pub(crate) struct Evaluate {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum StatisticsKind {
+    /// The diagonal of the Fisher information, for the method fisher.
+    Fisher,
+    /// Gram matrices of the linear layers' inputs, for the method regmean.
+    Gram,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum StatisticsLabels {
+    /// Every label, weighed by the model's own probability: the Fisher information itself.
+    Model,
+    /// The data's label: the empirical Fisher information, in a fraction of the time where there are many labels.
+    Given,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Statistics {
+    #[command(flatten)]
+    pub(crate) definition: Definition,
+    /// What is measured.
+    #[arg(long, value_enum)]
+    pub(crate) kind: StatisticsKind,
+    /// Folder to write, a file for each expert; must not exist or be empty.
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+    /// Which labels the Fisher information is about.
+    #[arg(long, value_enum, default_value = "model")]
+    pub(crate) labels: StatisticsLabels,
+    /// Expert to measure; may be given several times; by default all.
+    #[arg(long = "expert", value_name = "NAME")]
+    pub(crate) experts: Vec<String>,
+    /// Task whose dev items are read; may be given several times; by default all.
+    #[arg(long = "task", value_name = "NAME")]
+    pub(crate) tasks: Vec<String>,
+    /// File of items in the place of the one task's dev items, for instance what the expert was trained on.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: Option<PathBuf>,
+    /// Most items of a task.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) items: Option<u64>,
 }
 
 #[derive(Debug, Args)]

@@ -20,6 +20,7 @@ mod quickstart;
 mod run;
 mod sensitivity;
 mod show;
+mod statistics;
 mod strategies;
 mod table;
 mod worker;
@@ -65,6 +66,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Evaluators(options) => evaluators::evaluators(&options),
         Command::Strategies(options) => strategies::list(&options),
         Command::Sensitivity(options) => sensitivity::sensitivity(&options),
+        Command::Statistics(options) => statistics::statistics(&options),
         Command::Extend(options) => decide::extend(&options),
         Command::Enqueue(options) => decide::enqueue(&options),
         Command::Evaluate(options) => evaluate::evaluate(&options),

@@ -1,7 +1,9 @@
 //! Every architecture against `transformers`, on tiny models with made-up weights.
 //!
-//! `golden/make_architectures.py` wrote the golden values, and makes the weights as [`values`] does here.
+//! `golden/make_architectures.py` wrote the golden values, and makes the weights as [`golden::values`] does here.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test's helper fails as its test does, and says what it found")]
+
+mod golden;
 
 use std::collections::BTreeMap;
 
@@ -56,31 +58,6 @@ fn texts<T: DeserializeOwned>(golden: &Golden) -> Vec<T> {
     golden.texts.iter().map(|text| serde_json::from_value(text.clone()).unwrap()).collect()
 }
 
-/// Uniform in [-0.25, 0.25) by splitmix64 from the name's FNV-1a hash; vectors of weights, which are gains, about 1.
-fn values(name: &str, shape: &[usize]) -> Vec<f32> {
-    let seed = name.bytes().fold(0xCBF2_9CE4_8422_2325u64, |seed, byte| (seed ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3));
-    let gain = if shape.len() == 1 && name.ends_with(".weight") { 1.0 } else { 0.0 };
-    let count: usize = shape.iter().product();
-    let value = |index: usize| {
-        let mut x = seed.wrapping_add((index as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        x ^= x >> 31;
-        #[expect(clippy::cast_precision_loss, reason = "24 bits")]
-        let unit = (x >> 40) as f32 / (1u32 << 23) as f32 - 1.0;
-        gain + 0.25 * unit
-    };
-    (0..count).map(value).collect()
-}
-
-fn weights(golden: &Golden) -> ModelWeights {
-    let mut weights = ModelWeights::default();
-    for (name, shape) in &golden.tensors {
-        weights.insert(name, shape, Values::Owned(values(name, shape).into()));
-    }
-    weights
-}
-
 fn load(golden: &Golden, weights: &mut ModelWeights) -> Body {
     models::find(&golden.config).unwrap().load(&golden.config, weights, &Device::Cpu).unwrap()
 }
@@ -94,7 +71,7 @@ fn compare(what: &str, found: &[f32], expected: &[f32], tolerance: f32) {
 
 fn check_encoders(kind: &str, of: Use) {
     for (name, golden) in golden(kind) {
-        let mut weights = weights(&golden);
+        let mut weights = golden::weights(&golden.tensors);
         let plan = models::find(&golden.config).unwrap().head(&golden.config, of).unwrap();
         assert!(plan.tensors().iter().all(|tensor| golden.tensors.contains_key(tensor)), "{name}: {:?}", plan.tensors());
         let head = Head::load(&plan, &mut weights.clone(), 3, &Device::Cpu).unwrap();
@@ -153,7 +130,7 @@ fn next(model: &dyn LanguageModel, contexts: &[&[u32]], vocabulary: u32) -> Vec<
 #[expect(clippy::cast_possible_truncation, reason = "compared as F32")]
 fn check_language(kind: &str, both: bool) {
     for (name, golden) in golden(kind) {
-        let model = language(&golden, &mut weights(&golden));
+        let model = language(&golden, &mut golden::weights(&golden.tensors));
         let texts: Vec<Prose> = texts(&golden);
         let contexts: Vec<_> = texts.iter().map(|text| text.ids.as_slice()).collect();
         let next = next(model.as_ref(), &contexts, 60);
@@ -192,7 +169,7 @@ fn encoder_decoders_give_the_probabilities_and_answers_of_transformers() {
 #[test]
 fn texts_that_begin_alike_score_as_if_alone() {
     for (name, golden) in golden("decoders") {
-        let model = language(&golden, &mut weights(&golden));
+        let model = language(&golden, &mut golden::weights(&golden.tensors));
         let text = &texts::<Prose>(&golden)[2].ids;
         let mut others = [text.clone(), text.clone(), text[..20].to_vec()];
         others[1][25] = 7;
@@ -211,13 +188,14 @@ fn texts_that_begin_alike_score_as_if_alone() {
 #[test]
 fn vision_models_give_the_logits_of_transformers() {
     for (name, golden) in golden("vision") {
-        let mut weights = weights(&golden);
+        let mut weights = golden::weights(&golden.tensors);
         let plan = models::find(&golden.config).unwrap().head(&golden.config, Use::Whole).unwrap();
         let head = Head::load(&plan, &mut weights.clone(), 3, &Device::Cpu).unwrap();
         let Body::Vision(model) = load(&golden, &mut weights) else {
             panic!("{name} is a vision model");
         };
-        let pixels = |image: &Image| values(&image.name, &[1, 3, 16, 16]).iter().map(|value| 4.0 * value).collect::<Vec<_>>();
+        let pixels =
+            |image: &Image| golden::values(&image.name, &[1, 3, 16, 16]).iter().map(|value| 4.0 * value).collect::<Vec<_>>();
         let images: Vec<_> = golden.images.iter().map(pixels).collect();
         let states = model.states(&images.iter().map(Vec::as_slice).collect::<Vec<_>>()).unwrap();
         let rows = head.of_texts(&states, &[model.rows(), model.rows()]).unwrap();
@@ -234,7 +212,7 @@ fn short_weights_score_as_their_wide_values() {
         for (name, golden) in golden(kind) {
             let (mut short, mut wide) = (ModelWeights::default(), ModelWeights::default());
             for (tensor, shape) in &golden.tensors {
-                let rounded: Vec<_> = values(tensor, shape).into_iter().map(bf16::from_f32).collect();
+                let rounded: Vec<_> = golden::values(tensor, shape).into_iter().map(bf16::from_f32).collect();
                 wide.insert(tensor, shape, Values::Owned(rounded.iter().map(|value| value.to_f32()).collect::<Vec<_>>().into()));
                 short.insert(tensor, shape, Values::Brain(rounded.into()));
             }

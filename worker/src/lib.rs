@@ -7,6 +7,7 @@
 //! - [`materialize`]: from a recipe to weights.
 //! - [`evaluate`]: from weights to scores; one file per evaluator.
 //! - [`models`]: the networks that evaluators run.
+//! - [`statistics`]: what merge methods want to know of a classifier: Fisher information and Gram matrices.
 
 pub mod agent;
 pub mod child;
@@ -15,3 +16,4 @@ pub mod evaluate;
 pub mod materialize;
 pub mod models;
 pub mod notice;
+pub mod statistics;

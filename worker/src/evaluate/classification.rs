@@ -145,6 +145,17 @@ impl Classification {
         self.texts.of(split).iter().map(|text| text.tokens.as_slice()).collect()
     }
 
+    /// How many labels there are.
+    pub(crate) fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Dev texts that have one label, with it.
+    pub(crate) fn labelled(&self) -> Vec<(&[Token], usize)> {
+        let one = |text: &'_ Text| if let Truth::One(label) = text.truth { Some(label) } else { None };
+        self.texts.of(Split::Dev).iter().filter_map(|text| Some((text.tokens.as_slice(), one(text)?))).collect()
+    }
+
     /// The model's outputs for the chosen items, in their order.
     ///
     /// # Errors

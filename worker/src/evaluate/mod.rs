@@ -22,13 +22,13 @@ mod tokens;
 
 use std::{
     ops::ControlFlow,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
 
 use evolver_common::{
     data::{self, DataError, Row},
-    definition::{Data, Definition, Resolved, Task},
+    definition::{Data, Definition, Resolved, ResolvedTask, Task},
     score::{Portion, Scores, Split, TaskScore},
     suggest,
 };
@@ -293,17 +293,10 @@ impl Evaluators {
     pub fn open(resolved: &Resolved, setup: Setup) -> Result<Self, EvaluateError> {
         let mut tasks = Vec::new();
         for (task, found) in resolved.definition.tasks.iter().zip(&resolved.tasks) {
-            let read = |data: &Data, limit| -> Result<Vec<Row>, EvaluateError> {
-                if data::digest(&data.path)? != data.digest {
-                    let what = "it changed since the search began".to_owned();
-                    return Err(DataError::File { path: data.path.clone(), what }.into());
-                }
-                Ok(data::limit(data::read(&data.path)?, limit, &task.key_columns()))
-            };
             let input = TaskInput {
                 labels: found.labels.clone(),
-                dev: read(&found.dev, task.dev_items)?,
-                test: found.test.as_ref().map_or(Ok(Vec::new()), |test| read(test, task.test_items))?,
+                dev: rows(&found.dev, task.dev_items, task)?,
+                test: found.test.as_ref().map_or(Ok(Vec::new()), |test| rows(test, task.test_items, task))?,
                 task: task.clone(),
             };
             tasks.push((task.name.clone(), open(&setup, &input)?));
@@ -346,6 +339,32 @@ impl Evaluators {
         }
         Ok(Scores { tasks: scores.into_iter().flatten().collect() })
     }
+}
+
+/// A split's items, which have to be those that the search began with.
+fn rows(data: &Data, limit: usize, task: &Task) -> Result<Vec<Row>, EvaluateError> {
+    if data::digest(&data.path)? != data.digest {
+        let what = "it changed since the search began".to_owned();
+        return Err(DataError::File { path: data.path.clone(), what }.into());
+    }
+    Ok(data::limit(data::read(&data.path)?, limit, &task.key_columns()))
+}
+
+/// A task with labelled items alone, as its dev items: its own, or those of another file; at most `items`.
+///
+/// # Errors
+/// If they cannot be read.
+pub(crate) fn labelled_input(
+    task: &Task,
+    found: &ResolvedTask,
+    other: Option<&Path>,
+    items: Option<usize>,
+) -> Result<TaskInput, EvaluateError> {
+    let dev = match other {
+        Some(path) => data::limit(data::read(path)?, items.unwrap_or(0), &task.key_columns()),
+        None => rows(&found.dev, items.unwrap_or(task.dev_items), task)?,
+    };
+    Ok(TaskInput { task: task.clone(), labels: found.labels.clone(), dev, test: Vec::new() })
 }
 
 /// Opens the evaluator of one task.

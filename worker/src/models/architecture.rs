@@ -7,6 +7,7 @@ use super::{
     bert, deberta, distilbert,
     encoder::{Encoder, HeadPlan, Use},
     gemma, gpt2,
+    gradient::{Differentiable, Outline},
     language::LanguageModel,
     layers::Loader,
     llama, modernbert, phi, qwen, roberta, t5,
@@ -39,6 +40,7 @@ pub enum Body {
 
 type Load = fn(&Value, &mut Loader<'_>) -> Result<Body, ModelError>;
 type Limit = fn(&Value) -> Result<usize, ModelError>;
+type OutlineOf = fn(&Value) -> Result<Outline, ModelError>;
 type HeadOf = fn(&Value, Use) -> Result<HeadPlan, ModelError>;
 
 /// An architecture.
@@ -50,26 +52,34 @@ pub struct Architecture {
     load: Load,
     limit: Limit,
     head: Option<HeadOf>,
+    outline: Option<OutlineOf>,
 }
 
 const fn encoder(model_type: &'static str, load: Load, limit: Limit, head: HeadOf) -> Architecture {
-    Architecture { model_type, kind: Kind::Encoder, load, limit, head: Some(head) }
+    Architecture { model_type, kind: Kind::Encoder, load, limit, head: Some(head), outline: None }
 }
 
 const fn decoder(model_type: &'static str, load: Load, limit: Limit) -> Architecture {
-    Architecture { model_type, kind: Kind::Decoder, load, limit, head: None }
+    Architecture { model_type, kind: Kind::Decoder, load, limit, head: None, outline: None }
 }
 
 const fn vision(model_type: &'static str, load: Load, limit: Limit, head: HeadOf) -> Architecture {
-    Architecture { model_type, kind: Kind::Vision, load, limit, head: Some(head) }
+    Architecture { model_type, kind: Kind::Vision, load, limit, head: Some(head), outline: None }
+}
+
+impl Architecture {
+    const fn with_gradients(mut self, outline: OutlineOf) -> Self {
+        self.outline = Some(outline);
+        self
+    }
 }
 
 /// Every architecture.
 pub const ARCHITECTURES: &[Architecture] = &[
-    encoder("bert", bert::load, bert::limit, bert::head),
-    encoder("roberta", roberta::load, roberta::limit, roberta::head),
-    encoder("xlm-roberta", roberta::load, roberta::limit, roberta::head),
-    encoder("distilbert", distilbert::load, distilbert::limit, distilbert::head),
+    encoder("bert", bert::load, bert::limit, bert::head).with_gradients(bert::outline),
+    encoder("roberta", roberta::load, roberta::limit, roberta::head).with_gradients(roberta::outline),
+    encoder("xlm-roberta", roberta::load, roberta::limit, roberta::head).with_gradients(roberta::outline),
+    encoder("distilbert", distilbert::load, distilbert::limit, distilbert::head).with_gradients(distilbert::outline),
     encoder("deberta-v2", deberta::load, deberta::limit, deberta::head),
     encoder("modernbert", modernbert::load, modernbert::limit, modernbert::head),
     decoder("llama", llama::load, llama::limit),
@@ -82,7 +92,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     decoder("gpt2", gpt2::load, gpt2::limit),
     decoder("phi", phi::load, llama::limit),
     decoder("phi3", phi::load_3, llama::limit),
-    Architecture { model_type: "t5", kind: Kind::EncoderDecoder, load: t5::load, limit: t5::limit, head: None },
+    Architecture { model_type: "t5", kind: Kind::EncoderDecoder, load: t5::load, limit: t5::limit, head: None, outline: None },
     vision("vit", vision::load_vit, vision::limit, vision::vit_head),
     vision("clip", vision::load_clip, vision::limit, vision::clip_head),
 ];
@@ -134,6 +144,23 @@ impl Architecture {
     pub fn load(&self, config: &Value, weights: &mut ModelWeights, device: &candle_core::Device) -> Result<Body, ModelError> {
         (self.load)(config, &mut Loader { weights, device })
     }
+}
+
+/// A classifier that can be differentiated, with this many outputs, out of `weights`.
+///
+/// # Errors
+/// If the architecture has no derivatives here, or a tensor is missing or of another shape.
+pub(crate) fn differentiable(config: &Value, outputs: usize, weights: &mut ModelWeights) -> Result<Differentiable, ModelError> {
+    let found = find(config)?;
+    let outline = found.outline.ok_or_else(|| {
+        let known: Vec<_> = ARCHITECTURES.iter().filter(|known| known.outline.is_some()).map(|known| known.model_type).collect();
+        ModelError::Config(format!(
+            "statistics of models of type {} are not measured here: {} are",
+            found.model_type,
+            known.join(", ")
+        ))
+    })?;
+    Differentiable::load(outline(config)?, found.head(config, Use::Whole)?, outputs, weights, &candle_core::Device::Cpu)
 }
 
 /// A config's fields.

@@ -7,6 +7,7 @@ use super::{
     architecture::{Body, config, even, refuse},
     attention::Attention,
     encoder::{HeadPlan, Stack, Use},
+    gradient::{LayerNames, Outline},
     layers::{FeedForward, Loader},
     ops::Activation,
     transformer::{Layer, Order, prepare},
@@ -61,6 +62,39 @@ pub(super) fn head(value: &Value, of: Use) -> Result<HeadPlan, ModelError> {
 
 pub(super) fn load(value: &Value, loader: &mut Loader<'_>) -> Result<Body, ModelError> {
     Ok(Body::Encoder(Box::new(stack(value, loader, "bert", 0)?)))
+}
+
+/// What the network consists of.
+pub(super) fn outline(value: &Value) -> Result<Outline, ModelError> {
+    outline_of(value, "bert", 0)
+}
+
+/// What the network under the names that begin with `prefix` consists of; its first position is `first`.
+pub(super) fn outline_of(value: &Value, prefix: &str, first: usize) -> Result<Outline, ModelError> {
+    let c = parse(value)?;
+    let at = |part: &str| format!("{prefix}.{part}");
+    let layer = |index: usize| {
+        let at = |part: &str| at(&format!("encoder.layer.{index}.{part}"));
+        LayerNames {
+            qkv: ["query", "key", "value"].map(|part| at(&format!("attention.self.{part}"))),
+            out: at("attention.output.dense"),
+            attention_norm: at("attention.output.LayerNorm"),
+            up: at("intermediate.dense"),
+            down: at("output.dense"),
+            feed_norm: at("output.LayerNorm"),
+        }
+    };
+    Ok(Outline {
+        hidden: c.hidden_size,
+        heads: c.num_attention_heads,
+        epsilon: c.layer_norm_eps.into(),
+        activation: c.hidden_act,
+        words: at("embeddings.word_embeddings"),
+        positions: (at("embeddings.position_embeddings"), first),
+        types: Some(at("embeddings.token_type_embeddings")),
+        embedding_norm: at("embeddings.LayerNorm"),
+        layers: (0..c.num_hidden_layers).map(layer).collect(),
+    })
 }
 
 /// The network under the names that begin with `prefix`; its first position is `first`.

@@ -7,6 +7,7 @@ use super::{
     architecture::{Body, config, even},
     attention::Attention,
     encoder::{HeadPlan, Stack, Use},
+    gradient::{LayerNames, Outline},
     layers::{FeedForward, Loader},
     ops::Activation,
     transformer::{Layer, Order, prepare},
@@ -56,6 +57,35 @@ pub(super) fn load(value: &Value, loader: &mut Loader<'_>) -> Result<Body, Model
         hidden: c.dim,
         device: loader.device.clone(),
     })))
+}
+
+/// What the network consists of.
+pub(super) fn outline(value: &Value) -> Result<Outline, ModelError> {
+    let c: Config = config(value)?;
+    even(c.dim, c.n_heads)?;
+    let layer = |index: usize| {
+        let at = |part: &str| format!("distilbert.transformer.layer.{index}.{part}");
+        LayerNames {
+            qkv: ["q_lin", "k_lin", "v_lin"].map(|part| at(&format!("attention.{part}"))),
+            out: at("attention.out_lin"),
+            attention_norm: at("sa_layer_norm"),
+            up: at("ffn.lin1"),
+            down: at("ffn.lin2"),
+            feed_norm: at("output_layer_norm"),
+        }
+    };
+    let table = |name: &str| format!("distilbert.embeddings.{name}");
+    Ok(Outline {
+        hidden: c.dim,
+        heads: c.n_heads,
+        epsilon: EPSILON.into(),
+        activation: c.activation,
+        words: table("word_embeddings"),
+        positions: (table("position_embeddings"), 0),
+        types: None,
+        embedding_norm: table("LayerNorm"),
+        layers: (0..c.n_layers).map(layer).collect(),
+    })
 }
 
 fn layer(c: &Config, loader: &mut Loader<'_>, index: usize) -> Result<Layer, ModelError> {

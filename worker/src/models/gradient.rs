@@ -53,13 +53,16 @@ pub(crate) struct Differentiable {
     shapes: BTreeMap<String, Vec<usize>>,
 }
 
+/// Rows of tables: the table's name and the row.
+type Rows = Vec<(String, usize)>;
+
 /// One text's pass through the network.
 pub(crate) struct Passed {
     /// Log-probabilities of the labels, `1 x labels`.
     pub(crate) log_probabilities: Tensor,
     embedded: Var,
     /// For each token, the rows that were looked up, by the tables' names.
-    rows: Vec<Vec<(String, usize)>>,
+    rows: Vec<Rows>,
 }
 
 impl Differentiable {
@@ -142,7 +145,7 @@ impl Differentiable {
     }
 
     /// The sums of the tables' rows, and which they are.
-    fn embed(&self, text: &[Token]) -> Result<(Var, Vec<Vec<(String, usize)>>), ModelError> {
+    fn embed(&self, text: &[Token]) -> Result<(Var, Vec<Rows>), ModelError> {
         let o = &self.outline;
         let weight = |name: &String| format!("{name}.weight");
         let mut values = vec![0.0; text.len() * o.hidden];

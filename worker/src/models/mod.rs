@@ -3,6 +3,7 @@
 //! - [`weights`]: named tensors, owned or lent from a memory map.
 //! - [`architecture`]: what can be run, by the `model_type` of a config; one file for each architecture.
 //! - [`encoder`], [`language`], [`vision`]: what the three kinds of network give, and the heads over their states.
+//! - [`gradient`]: encoder classifiers once more, in operators that can be differentiated.
 //! - [`ops`], [`attention`], [`layers`], [`transformer`], [`decoder`]: what the architectures are made of.
 
 mod architecture;
@@ -14,6 +15,7 @@ mod distilbert;
 mod encoder;
 mod gemma;
 mod gpt2;
+mod gradient;
 mod language;
 mod layers;
 mod llama;
@@ -27,6 +29,7 @@ mod transformer;
 mod vision;
 mod weights;
 
+pub(crate) use self::{architecture::differentiable, gradient::Differentiable};
 pub use self::{
     architecture::{ARCHITECTURES, Architecture, Body, Kind, find},
     encoder::{Encoder, Head, HeadPlan, Pooling, Token, Use},

@@ -6,6 +6,7 @@ use super::{
     architecture::Body,
     bert,
     encoder::{HeadPlan, Use},
+    gradient::Outline,
     layers::Loader,
     ops::Activation,
     weights::ModelError,
@@ -27,6 +28,11 @@ pub(super) fn head(config: &Value, of: Use) -> Result<HeadPlan, ModelError> {
         Use::Whole => HeadPlan::linear(hidden, "classifier.out_proj").after("classifier.dense", Activation::Tanh),
         Use::Tokens => HeadPlan::linear(hidden, "classifier"),
     })
+}
+
+/// What the network consists of.
+pub(super) fn outline(config: &Value) -> Result<Outline, ModelError> {
+    bert::outline_of(config, "roberta", first(config))
 }
 
 pub(super) fn load(config: &Value, loader: &mut Loader<'_>) -> Result<Body, ModelError> {

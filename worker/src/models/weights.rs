@@ -68,6 +68,12 @@ impl ModelWeights {
         self.tensors.contains_key(name)
     }
 
+    /// The shape of a tensor.
+    #[must_use]
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|(shape, _)| &shape[..])
+    }
+
     /// The named tensors, those of `self` before those of `other`.
     #[must_use]
     pub fn subset(&self, names: &[String], other: &Self) -> Self {

@@ -18,7 +18,7 @@ use thiserror::Error;
 
 use super::{Classifier, Kind, Labels, Statistics};
 use crate::{
-    evaluate::{Candidate, Classification, EvaluateError, Setup, task_input},
+    evaluate::{Candidate, Classification, EvaluateError, Setup, labelled_input},
     materialize::{MaterializeError, Materializer},
     models::{ModelError, ModelWeights},
 };
@@ -111,7 +111,7 @@ pub fn measure(
                 definition.name, definition.evaluator
             )));
         }
-        let input = task_input(definition, &resolved.tasks[task], request.data.as_deref(), request.items)?;
+        let input = labelled_input(definition, &resolved.tasks[task], request.data.as_deref(), request.items)?;
         texts.push((task, Classification::open(&setup, &input)?));
     }
     let writer = FolderWriter::new(out)?;
@@ -148,11 +148,7 @@ pub fn measure(
 }
 
 /// Indices of the named ones; of all where none is named.
-fn chosen<'a>(
-    what: &str,
-    names: &[String],
-    known: impl Iterator<Item = &'a str> + Clone,
-) -> Result<Vec<usize>, StatisticsError> {
+fn chosen<'a>(what: &str, names: &[String], known: impl Iterator<Item = &'a str> + Clone) -> Result<Vec<usize>, StatisticsError> {
     if names.is_empty() {
         return Ok((0..known.count()).collect());
     }
