@@ -32,8 +32,8 @@ fn row(replay: &Replay, individual: &Individual) -> Value {
     let references = search.table().iter().filter(|row| row.kind != "evolved").count() as u64;
     let members = search.setup().individuals.len() as u64;
     let spent = if individual.kind == "evolved" { search.items() - own * (references - members.min(references)) } else { own };
-    let per_task: Map<String, Value> = individual
-        .scores
+    let per_task: Map<String, Value> = search
+        .dev_scores(individual)
         .tasks
         .iter()
         .enumerate()

@@ -93,6 +93,7 @@ async fn a_race_over_sockets_asks_for_parts_and_refuses_other_counts() {
         definition["acceptance"] = serde_json::json!({ "rule": "race", "reserve": 0.25, "threshold": 0.0 });
         definition["tasks"][0]["metric"] = "accuracy".into();
         definition["search"]["in_flight"] = 1.into();
+        definition["search"]["seed"] = 8.into();
     });
     let folder = tempfile::tempdir().unwrap();
     let served = Served::start(folder.path(), &resolved).await;
@@ -127,6 +128,11 @@ async fn a_race_over_sockets_asks_for_parts_and_refuses_other_counts() {
     let replay = replay(&evolver_coordinator::journal::read(folder.path()).unwrap(), None).unwrap();
     assert_eq!(replay.search.counters().committed, 12);
     assert!(replay.search.table().iter().all(|row| replay.search.fresh_scores(row).is_some()));
+    // Of what was put together from stages only the mean is known: the best was scored once more, on all items at once.
+    let best = replay.search.best().unwrap();
+    let [staged, whole] = [&best.scores, replay.search.dev_scores(best)].map(|scores| &scores.tasks[0].metrics);
+    assert_eq!((best.kind, staged.contains_key("macro_f1"), whole.contains_key("macro_f1")), ("evolved", false, true));
+    assert_eq!(staged["accuracy"].to_bits(), whole["accuracy"].to_bits());
     assert!(replay.search.items() < 12 * 18 + 4 * 18, "the race gave some up early: {}", replay.search.items());
 }
 

@@ -23,6 +23,8 @@ use super::{
 pub const TEST_BASE: u64 = 1 << 48;
 /// Specs of final candidates on reserved dev items, likewise.
 pub const FRESH_BASE: u64 = 1 << 47;
+/// The spec of a best model that was scored in stages, on all its dev items at once, likewise.
+pub const DEV_BASE: u64 = 1 << 46;
 /// Part of the state hash: rises whenever the same setup and results lead to other draws or decisions, for every strategy and rule. Each of those
 /// has a version of its own, which is part of it once it has risen.
 const VERSION: &[u8] = b"evolver search v1";
@@ -245,7 +247,8 @@ impl Search {
         self.pending.get(&number).map(|pending| pending.recipe)
     }
 
-    /// The specs of final candidates that have no result yet, on reserved dev items and on the sealed split; none before the search has ended.
+    /// The specs of final candidates that have no result yet, on reserved dev items, on the sealed split, and on dev where metrics are missing; none
+    /// before the search has ended.
     #[must_use]
     pub fn tests(&self) -> Vec<Spec> {
         if !self.searched() {
@@ -256,10 +259,24 @@ impl Search {
         let sealed = self.setup.tasks.iter().any(|task| task.test_items > 0);
         let sealed = sealed.then_some((TEST_BASE, Kind::Test, Split::Test.into()));
         let table = self.table();
-        let specs = reserve.into_iter().chain(sealed).flat_map(|(base, kind, portion)| {
-            table.iter().map(move |row| Spec { number: base + row.number, kind, recipe: row.recipe.clone(), portion })
-        });
+        let spec =
+            |row: &Individual, base, kind, portion| Spec { number: base + row.number, kind, recipe: row.recipe.clone(), portion };
+        let of_all = reserve
+            .into_iter()
+            .chain(sealed)
+            .flat_map(|(base, kind, portion)| table.iter().map(move |row| spec(row, base, kind, portion)));
+        let staged = self.best().filter(|best| self.lacks_metrics(best));
+        let specs = of_all.chain(staged.map(|best| spec(best, DEV_BASE, Kind::Dev, self.course.whole())));
         specs.filter(|spec| !self.finals.contains_key(&spec.number)).collect()
+    }
+
+    /// Whether others have metrics that this one lacks: of what is put together from stages only means are known.
+    fn lacks_metrics(&self, individual: &Individual) -> bool {
+        let lacks = |row: &Individual| {
+            let pairs = row.scores.tasks.iter().zip(&individual.scores.tasks);
+            pairs.into_iter().any(|(theirs, own)| theirs.metrics.keys().any(|metric| !own.metrics.contains_key(metric)))
+        };
+        self.references.iter().any(lacks)
     }
 
     /// The final candidates, the rows of the final table: references, start models, and the best if it is an offspring.
@@ -274,7 +291,7 @@ impl Search {
     /// # Errors
     /// If the spec was not drawn, or has a result.
     pub fn tell(&mut self, number: u64, outcome: Outcome) -> Result<(), TellError> {
-        if number >= FRESH_BASE {
+        if number >= DEV_BASE {
             if self.finals.contains_key(&number) {
                 return Err(TellError::Repeated(number));
             }
@@ -600,6 +617,12 @@ impl Search {
     #[must_use]
     pub fn test_scores(&self, individual: &Individual) -> Option<&Scores> {
         self.final_scores(TEST_BASE + individual.number)
+    }
+
+    /// An individual's dev scores with all metrics, once they are there.
+    #[must_use]
+    pub fn dev_scores<'a>(&'a self, individual: &'a Individual) -> &'a Scores {
+        self.final_scores(DEV_BASE + individual.number).unwrap_or(&individual.scores)
     }
 
     /// A candidate's scores on the dev items that no decision has read.

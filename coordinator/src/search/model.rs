@@ -104,6 +104,8 @@ pub enum Kind {
     Reference,
     /// An offspring.
     Offspring,
+    /// A best model that was scored in stages, on dev: for the metrics that cannot be put together from stages.
+    Dev,
     /// A final candidate, on dev items that no decision has read.
     Fresh,
     /// A final candidate, on the sealed split.
@@ -113,7 +115,7 @@ pub enum Kind {
 /// One model to be built and scored.
 #[derive(Clone, Debug)]
 pub struct Spec {
-    /// Its number; specs of final candidates have numbers of their own, from [`super::FRESH_BASE`] and [`super::TEST_BASE`].
+    /// Its number; specs of final candidates have numbers of their own, from [`super::DEV_BASE`] on.
     pub number: u64,
     /// What it is for.
     pub kind: Kind,

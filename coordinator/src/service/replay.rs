@@ -15,7 +15,7 @@ use thiserror::Error;
 use crate::{
     fleet::voice,
     journal::{Record, Timings},
-    search::{FRESH_BASE, Named, Outcome, Search, SetupError, Spec, TEST_BASE, TellError},
+    search::{DEV_BASE, Named, Outcome, Search, SetupError, Spec, TEST_BASE, TellError},
     setup,
 };
 
@@ -337,7 +337,7 @@ impl Replay {
     fn is_offspring(&self, number: u64) -> bool {
         let setup = self.search.setup();
         let start = setup.individuals.len() + setup.references.len();
-        (start as u64..FRESH_BASE).contains(&number)
+        (start as u64..DEV_BASE).contains(&number)
     }
 
     /// Hands a result to the search. What that lets it draw is told at once where its result is there already.
