@@ -201,5 +201,5 @@ fn a_search_survives_kills_of_every_process() {
 #[test]
 #[ignore = "takes minutes: tests/kill-sweep runs it"]
 fn a_search_survives_twenty_kills_of_every_process() {
-    sweep(20, &[1, 4], 160);
+    sweep(20, &[1, 4], 480);
 }
