@@ -10,7 +10,7 @@ use std::{collections::BTreeSet, ops::ControlFlow, process::Command, sync::Arc};
 use evolver_common::{
     checkpoint::Checkpoint,
     data::Row,
-    score::{Portion, Scores, Split, Subset, WHOLE},
+    score::{Order, Portion, Scores, Split, Subset, WHOLE},
 };
 use evolver_worker::{
     evaluate::{Candidate, Classification, Evaluator as _, Setup, Subject, TaskInput},
@@ -112,7 +112,7 @@ fn a_part_of_the_items_is_scored_as_in_the_whole() {
             let subset = Subset::new(5, from, to).unwrap();
             let chosen = Portion { split: Split::Dev, subset: Some(subset) }.items(&name, items);
             let part = evaluator.evaluate(&mut subject, Split::Dev, &chosen, &mut go).unwrap();
-            let expected = &whole.restrict(Split::Dev.into(), subset, &[items]).tasks[0];
+            let expected = &whole.restrict(None, subset, &[Order::new(5, &name, items)]).tasks[0];
             assert_eq!(part.credits, expected.credits, "{from} to {to}");
             assert_eq!(part.metrics["accuracy"], expected.metrics["accuracy"]);
         }

@@ -2,8 +2,10 @@
 //!
 //!     cargo run --release -p evolver-coordinator --example load -- 1000 20
 //!
-//! Each worker has a connection of its own, leases, waits as long as scoring would take, and reports the outcomes of 400 items. Printed are the reports
-//! committed in a second, the times of a lease and of a report, the coordinator's greatest memory, and how long it takes to open what was written.
+//! Each worker has a connection of its own, leases, waits as long as scoring would take, and reports the outcomes of 400 items; the more workers, the
+//! longer that takes, so that all of them together offer some 2,800 reports a second. One that is asked to come again does. Printed are the reports
+//! committed in a second, the times of a lease and of a report, the answers that asked to come again, the coordinator's greatest memory, and how long it
+//! takes to open what was written.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs, reason = "a measurement fails by panicking")]
 
@@ -16,7 +18,7 @@ use std::{
     process::{Command, Stdio},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -27,19 +29,20 @@ use evolver_common::{
 };
 use evolver_coordinator::service::{Coordinator, Options};
 use evolver_proto::{
-    scores_to_wire,
+    PROTOCOL, PUSHBACK, scores_to_wire,
     v1::{self, lease_reply::Outcome},
 };
+use tonic::Status;
 
 use self::world::{Served, Worker, resolved};
 
 const ITEMS: usize = 400;
-/// What scoring takes.
-const SCORING: Duration = Duration::from_millis(350);
+/// What scoring takes, for each worker that there is.
+const SCORING: Duration = Duration::from_micros(350);
 
 fn definition(workers: usize) -> Resolved {
     let mut resolved = resolved(|definition| {
-        definition["search"]["in_flight"] = (2 * workers).into();
+        definition["search"]["in_flight"] = (workers + workers / 4).into();
         definition["stop"]["offspring"] = 1_000_000_000u64.into();
         definition["fleet"]["check_every"] = 0.into();
     });
@@ -69,6 +72,7 @@ fn serve(dir: &Path, workers: usize) {
 struct Times {
     leases: Vec<f64>,
     reports: Vec<f64>,
+    busy: usize,
 }
 
 fn quantile(times: &mut [f64], share: f64) -> f64 {
@@ -78,24 +82,49 @@ fn quantile(times: &mut [f64], share: f64) -> f64 {
     1000.0 * times[at]
 }
 
+/// Waits as long as the coordinator asks to, and counts it; any other refusal is the end.
+async fn come_again(busy: &AtomicUsize, status: Status) {
+    let pause = status.metadata().get(PUSHBACK).unwrap_or_else(|| panic!("{status}")).to_str().unwrap().parse().unwrap();
+    busy.fetch_add(1, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_millis(pause)).await;
+}
+
 async fn load(address: String, workers: usize, seconds: u64) -> Times {
-    let (times, over) = (Arc::new(Mutex::new(Times::default())), Arc::new(AtomicBool::new(false)));
+    let (times, busy, over) =
+        (Arc::new(Mutex::new(Times::default())), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
     let report = v1::report_request::Result::Scores(scores_to_wire(&scores()));
+    let scoring = SCORING * u32::try_from(workers).unwrap();
+    let coming = (3 * scoring).min(Duration::from_secs(2));
     let mut tasks = Vec::new();
     for index in 0..workers {
-        let (address, times, over, report) = (address.clone(), Arc::clone(&times), Arc::clone(&over), report.clone());
+        let (address, times, busy, over, report) =
+            (address.clone(), Arc::clone(&times), Arc::clone(&busy), Arc::clone(&over), report.clone());
         tasks.push(tokio::spawn(async move {
-            // A storm of connections would be one of this program's own making: workers come over a second or so.
-            tokio::time::sleep(SCORING.mul_f64(3.0 * index as f64 / workers as f64)).await;
-            let mut worker = Worker::join(&address, &format!("w{index}")).await;
+            // A storm of connections would be one of this program's own making: workers come over a second or two.
+            tokio::time::sleep(coming.mul_f64(index as f64 / workers as f64)).await;
+            let mut worker = Worker::connect(&address, &format!("w{index}")).await;
+            worker.epoch = loop {
+                match worker.register(PROTOCOL).await {
+                    Ok(reply) => break reply.epoch,
+                    Err(status) => come_again(&busy, status).await,
+                }
+            };
             let mut own = Times::default();
             while !over.load(Ordering::Relaxed) {
                 let began = Instant::now();
-                let Outcome::Assignment(assignment) = worker.ask(Duration::from_secs(10)).await.unwrap() else { continue };
+                let answer = loop {
+                    match worker.ask(Duration::from_secs(10)).await {
+                        Ok(answer) => break answer,
+                        Err(status) => come_again(&busy, status).await,
+                    }
+                };
+                let Outcome::Assignment(assignment) = answer else { continue };
                 own.leases.push(began.elapsed().as_secs_f64() - assignment.waited);
-                tokio::time::sleep(SCORING).await;
+                tokio::time::sleep(scoring).await;
                 let began = Instant::now();
-                worker.report(assignment.token, report.clone()).await;
+                while let Err(status) = worker.try_report(assignment.token, report.clone()).await {
+                    come_again(&busy, status).await;
+                }
                 own.reports.push(began.elapsed().as_secs_f64());
             }
             let mut times = times.lock().unwrap();
@@ -103,12 +132,13 @@ async fn load(address: String, workers: usize, seconds: u64) -> Times {
             times.reports.extend(own.reports);
         }));
     }
-    tokio::time::sleep(SCORING * 3 + Duration::from_secs(seconds)).await;
+    tokio::time::sleep(coming + scoring + Duration::from_secs(seconds)).await;
     over.store(true, Ordering::Relaxed);
     for task in tasks {
         task.await.unwrap();
     }
-    Arc::into_inner(times).unwrap().into_inner().unwrap()
+    let times = std::mem::take(&mut *times.lock().unwrap());
+    Times { busy: busy.load(Ordering::Relaxed), ..times }
 }
 
 fn main() {
@@ -139,7 +169,7 @@ fn main() {
         let [median, late] = [0.5, 0.99].map(|share| quantile(times, share));
         println!("{what}: median {median:.1} ms, 99 % within {late:.1} ms");
     }
-    println!("the coordinator's memory: {memory}");
+    println!("asked to come again: {} times; the coordinator's memory: {memory}", times.busy);
     let began = Instant::now();
     let coordinator =
         Coordinator::start(&Options { dir: dir.path().into(), resolved: definition(workers), compare: false }).unwrap();

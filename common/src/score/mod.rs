@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     classification::{bootstrap_error, classification},
     compare::{Interval, Objective, Scalarisation, Weighted},
-    subset::{Portion, Subset, WHOLE},
+    subset::{Order, Portion, Subset, WHOLE},
 };
 
 /// What one model scored on one task.

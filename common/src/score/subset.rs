@@ -3,6 +3,8 @@
 //! Ranges from 0 are nested, and ranges that do not meet have no items in common. So an offspring can be scored on more and more items, each of
 //! them once, and items can be kept for later.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Scores, Split, TaskScore, classification::deviation_of_mean};
@@ -67,12 +69,36 @@ impl Subset {
     /// The chosen ones of a task's `items`, ascending.
     #[must_use]
     pub fn items(&self, task: &str, items: usize) -> Vec<usize> {
-        let stream = Stream::new(self.seed, task);
+        let order = Order::new(self.seed, task, items);
+        let range = order.range(*self);
+        (0..items).filter(|&item| range.contains(&order.places[item])).collect()
+    }
+}
+
+/// A task's items in the order of a seed, for whoever takes scores apart again and again.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// Each item's place.
+    places: Vec<usize>,
+}
+
+impl Order {
+    /// The order of a task's `items` under `seed`.
+    #[must_use]
+    pub fn new(seed: u64, task: &str, items: usize) -> Self {
+        let stream = Stream::new(seed, task);
         let mut order: Vec<usize> = (0..items).collect();
         order.sort_by_cached_key(|&item| (stream.element(item as u64), item));
-        let mut chosen = order[place(self.from, items)..place(self.to, items)].to_vec();
-        chosen.sort_unstable();
-        chosen
+        let mut places = vec![0; items];
+        for (place, item) in order.into_iter().enumerate() {
+            places[item] = place;
+        }
+        Self { places }
+    }
+
+    fn range(&self, subset: Subset) -> Range<usize> {
+        let items = self.places.len();
+        place(subset.from, items)..place(subset.to, items)
     }
 }
 
@@ -93,28 +119,33 @@ impl TaskScore {
 }
 
 impl Scores {
-    /// The scores on `part` of what was scored on `whole`, by credits alone; `items` holds each task's number of items. `part` lies within `whole`.
+    /// The scores on `part` of what was scored on `whole`, by credits alone; `orders` holds each task's, under the seed of both. `part` lies within
+    /// `whole`.
     #[must_use]
-    pub fn restrict(&self, whole: Portion, part: Subset, items: &[usize]) -> Self {
-        let task = |(score, &items): (&TaskScore, &usize)| {
-            let have = whole.items(&score.task, items);
-            let wanted = part.items(&score.task, items);
-            let credit = |item: &usize| have.binary_search(item).ok().and_then(|at| score.credits.get(at).copied());
-            TaskScore::of_credits(&score.task, wanted.iter().filter_map(credit).collect())
+    pub fn restrict(&self, whole: Option<Subset>, part: Subset, orders: &[Order]) -> Self {
+        let task = |(score, order): (&TaskScore, &Order)| {
+            let have = whole.map_or(0..order.places.len(), |whole| order.range(whole));
+            let wanted = order.range(part);
+            let scored = order.places.iter().filter(|place| have.contains(place)).zip(&score.credits);
+            let credits = scored.filter(|(place, _)| wanted.contains(place)).map(|(_, credit)| *credit);
+            TaskScore::of_credits(&score.task, credits.collect())
         };
-        Self { tasks: self.tasks.iter().zip(items).map(task).collect() }
+        Self { tasks: self.tasks.iter().zip(orders).map(task).collect() }
     }
 
-    /// The scores on two ranges that follow each other, by credits alone.
+    /// The scores on two ranges that follow each other, by credits alone; `orders` as in [`Scores::restrict`].
     #[must_use]
-    pub fn join(&self, first: Subset, second: &Self, then: Subset, items: &[usize]) -> Self {
-        let task = |((a, b), &items): ((&TaskScore, &TaskScore), &usize)| {
-            let mut credits: Vec<_> = first.items(&a.task, items).into_iter().zip(a.credits.iter().copied()).collect();
-            credits.extend(then.items(&b.task, items).into_iter().zip(b.credits.iter().copied()));
-            credits.sort_unstable_by_key(|(item, _)| *item);
-            TaskScore::of_credits(&a.task, credits.into_iter().map(|(_, credit)| credit).collect())
+    pub fn join(&self, first: Subset, second: &Self, then: Subset, orders: &[Order]) -> Self {
+        let task = |((a, b), order): ((&TaskScore, &TaskScore), &Order)| {
+            let (first, then) = (order.range(first), order.range(then));
+            let (mut early, mut late) = (a.credits.iter(), b.credits.iter());
+            let credit = |place: &usize| {
+                let from = if first.contains(place) { Some(&mut early) } else { then.contains(place).then_some(&mut late) };
+                from?.next().copied()
+            };
+            TaskScore::of_credits(&a.task, order.places.iter().filter_map(credit).collect())
         };
-        Self { tasks: self.tasks.iter().zip(&second.tasks).zip(items).map(task).collect() }
+        Self { tasks: self.tasks.iter().zip(&second.tasks).zip(orders).map(task).collect() }
     }
 }
 
@@ -154,15 +185,15 @@ mod tests {
         #[test]
         fn scores_taken_apart_and_joined_are_the_scores(seed: u64, right in prop::collection::vec(any::<bool>(), 2..50), cut in 1..WHOLE) {
             let credits: Vec<f32> = right.iter().map(|&right| f32::from(u8::from(right))).collect();
-            let items = [credits.len()];
+            let orders = [Order::new(seed, "t", credits.len())];
             let whole = Scores { tasks: vec![TaskScore::of_credits("t", credits)] };
             let (first, rest) = (Subset::new(seed, 0, cut).unwrap(), Subset::new(seed, cut, WHOLE).unwrap());
-            let part = |subset| whole.restrict(Split::Dev.into(), subset, &items);
-            let joined = part(first).join(first, &part(rest), rest, &items);
+            let part = |subset| whole.restrict(None, subset, &orders);
+            let joined = part(first).join(first, &part(rest), rest, &orders);
             prop_assert_eq!(&joined.tasks[0].credits, &whole.tasks[0].credits);
             // A part of a part is the part.
             if let Some(half) = Subset::new(seed, 0, cut / 2) {
-                let of_part = part(first).restrict(Portion { split: Split::Dev, subset: Some(first) }, half, &items);
+                let of_part = part(first).restrict(Some(first), half, &orders);
                 prop_assert_eq!(&of_part.tasks[0].credits, &part(half).tasks[0].credits);
             }
         }

@@ -70,7 +70,8 @@ impl Fleet {
             return consequences;
         };
         let (attempts, everyone) = (self.settings.attempts as usize, standing.well());
-        let here = self.available(now);
+        // Only where something is held against it: this is asked at every result.
+        let here = if everyone.is_empty() { Vec::new() } else { self.available(now) };
         for number in everyone {
             if let Some(work) = self.work.get_mut(&number) {
                 work.count(name);

@@ -1,6 +1,6 @@
 //! Which items an offspring is scored on, stage by stage, and how its scores are put together and compared.
 
-use evolver_common::score::{Objective, Portion, Scores, Split, Subset, WHOLE};
+use evolver_common::score::{Objective, Order, Portion, Scores, Split, Subset, WHOLE};
 
 use super::model::{SetupError, Task};
 
@@ -16,6 +16,8 @@ pub(super) struct Course {
     additive: bool,
     /// Dev items of each task.
     items: Vec<usize>,
+    /// Their orders.
+    orders: Vec<Order>,
 }
 
 impl Course {
@@ -28,11 +30,13 @@ impl Course {
     ) -> Result<Self, SetupError> {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share in (0, 1]")]
         let end = |share: &f64| (share * (1.0 - reserve) * f64::from(WHOLE)).round() as u32;
+        let seed = seed ^ ORDER;
         let this = Self {
-            seed: seed ^ ORDER,
+            seed,
             ends: shares.iter().map(end).collect(),
             additive: objective.is_additive(),
             items: tasks.iter().map(|task| task.dev_items).collect(),
+            orders: tasks.iter().map(|task| Order::new(seed, &task.name, task.dev_items)).collect(),
         };
         // A task without dev items at all is refused where the data are read.
         if let Some(task) = tasks.iter().find(|task| task.dev_items > 0 && !this.has_items(task.dev_items)) {
@@ -107,7 +111,7 @@ impl Course {
             return now;
         }
         let (start, end) = (self.start(stage), self.ends[stage]);
-        before.join(self.subset(0, start), &now, self.subset(start, end), &self.items)
+        before.join(self.subset(0, start), &now, self.subset(start, end), &self.orders)
     }
 
     /// A rival's scores on the items of all stages so far. Metrics other than accuracy are there at the last stage only.
@@ -115,12 +119,12 @@ impl Course {
         if self.is_last(stage) {
             return rival.clone();
         }
-        rival.restrict(self.whole(), self.subset(0, self.ends[stage]), &self.items)
+        rival.restrict(self.whole().subset, self.subset(0, self.ends[stage]), &self.orders)
     }
 
     /// The part of scores up to this stage that is this stage's own, by credits.
     pub(super) fn fresh(&self, so_far: &Scores, stage: usize) -> Scores {
         let (start, end) = (self.start(stage), self.ends[stage]);
-        so_far.restrict(self.portion(0, end), self.subset(start, end), &self.items)
+        so_far.restrict(self.portion(0, end).subset, self.subset(start, end), &self.orders)
     }
 }

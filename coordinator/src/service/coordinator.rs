@@ -16,7 +16,7 @@ use super::core::{Command, Core, EndError, StartError, TICK};
 use crate::{access::Audit, journal::Journal};
 
 /// Requests that may wait.
-const QUEUE: usize = 1024;
+const QUEUE: usize = 4096;
 
 /// What a coordinator runs on.
 #[derive(Clone, Debug)]

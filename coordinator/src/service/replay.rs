@@ -399,6 +399,10 @@ impl Replay {
                     self.open.insert(spec.number, spec);
                 }
             }
+            // Mostly nothing is banked, and this is asked at every result.
+            if self.bank.is_empty() {
+                return;
+            }
             let fits = |(number, spec): (&u64, &Spec)| {
                 let banked = self.bank.get(number)?;
                 banked.work.is_none_or(|work| work == spec.work()).then_some(*number)

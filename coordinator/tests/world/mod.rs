@@ -137,11 +137,16 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Connects and registers.
-    pub async fn join(address: &str, name: &str) -> Self {
+    /// Connects, and is nobody yet.
+    pub async fn connect(address: &str, name: &str) -> Self {
         let endpoint = Endpoint::from_shared(address.to_owned()).unwrap().tcp_nodelay(true);
         let client = v1::evolver_client::EvolverClient::new(endpoint.connect().await.unwrap());
-        let mut this = Self { client, name: name.into(), epoch: 0 };
+        Self { client, name: name.into(), epoch: 0 }
+    }
+
+    /// Connects and registers.
+    pub async fn join(address: &str, name: &str) -> Self {
+        let mut this = Self::connect(address, name).await;
         this.epoch = this.register(PROTOCOL).await.unwrap().epoch;
         this
     }
@@ -183,9 +188,18 @@ impl Worker {
 
     /// Reports an attempt's end.
     pub async fn report(&mut self, token: Option<v1::Token>, result: v1::report_request::Result) -> v1::ReportReply {
+        self.try_report(token, result).await.unwrap()
+    }
+
+    /// Reports an attempt's end to a coordinator that may refuse.
+    pub async fn try_report(
+        &mut self,
+        token: Option<v1::Token>,
+        result: v1::report_request::Result,
+    ) -> Result<v1::ReportReply, Status> {
         let timings = Some(v1::Timings { lease: 0.1, build: 0.2, score: 0.3, report: 0.4 });
         let request = v1::ReportRequest { worker: self.name.clone(), token, result: Some(result), timings };
-        self.client.report(request).await.unwrap().into_inner()
+        self.client.report(request).await.map(tonic::Response::into_inner)
     }
 
     /// Reports what the assignment's model scores.
