@@ -6,7 +6,7 @@ use evolver_common::{
     checkpoint::{DigestCache, write},
     definition::{self, Expert},
     recipe::Recipe,
-    score::{Objective, Scores, Split, TaskScore},
+    score::{Objective, Parts, Scores, Split, TaskScore},
 };
 use evolver_coordinator::setup;
 use evolver_worker::{child::Workshop, evaluate};
@@ -34,7 +34,7 @@ pub(crate) fn evaluate(options: &cli::Evaluate) -> anyhow::Result<()> {
     let mut all = Vec::new();
     for source in &resolved.experts[experts..] {
         let candidate = workshop.materializer().build(&Recipe::checkpoint(source.digest), &[])?;
-        all.push(workshop.score(candidate, split.into(), &mut |_, _| ControlFlow::Continue(()))?);
+        all.push(workshop.score(candidate, split.into(), &Parts::default(), &mut |_, _, _| ControlFlow::Continue(()))?);
     }
     if let Some(path) = &options.items {
         save_items(path, split, &all)?;

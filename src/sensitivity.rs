@@ -9,7 +9,7 @@ use evolver_common::{
     checkpoint::write,
     digest::Digest,
     recipe::{Op, Recipe},
-    score::{Portion, Scores, Split, Subset, WHOLE},
+    score::{Parts, Portion, Scores, Split, Subset, WHOLE},
 };
 use evolver_worker::child::Workshop;
 use serde_json::json;
@@ -44,7 +44,7 @@ pub(crate) fn sensitivity(options: &cli::Sensitivity) -> anyhow::Result<()> {
     let mut workshop = Workshop::open(resolved, &options.dir.join("cache")).map_err(|failure| refuse(failure.message))?;
     let mut score = |recipe: &Recipe| -> anyhow::Result<Scores> {
         let candidate = workshop.materializer().build(recipe, &[])?;
-        Ok(workshop.score(candidate, portion, &mut |_, _| ControlFlow::Continue(()))?)
+        Ok(workshop.score(candidate, portion, &Parts::default(), &mut |_, _, _| ControlFlow::Continue(()))?)
     };
     let whole = score(&model.recipe)?;
     let mut rows = Vec::new();

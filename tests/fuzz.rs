@@ -184,7 +184,7 @@ fn write_the_corpus() {
             report(v1::report_request::Result::Scores(scores(vec![]))),
             report(v1::report_request::Result::Scores(v1::Scores { tasks: vec![] })),
             report(v1::report_request::Result::Failure(failure)),
-            report(v1::report_request::Result::Released(v1::Released {})),
+            report(v1::report_request::Result::Released(v1::Released { parts: Vec::new() })),
         ],
     );
     let mut kinds = std::collections::BTreeMap::new();

@@ -9,7 +9,7 @@ use evolver_common::{
     checkpoint::{Checkpoint, DigestCache},
     definition::{self, Resolved},
     recipe::Recipe,
-    score::Split,
+    score::{Parts, Split},
 };
 use evolver_worker::child::Workshop;
 use serde_json::json;
@@ -79,7 +79,8 @@ fn every_task_is_scored_by_its_own_head_over_the_shared_rest() {
     let mut workshop = Workshop::open(&resolved, &folder.path().join("cache")).unwrap();
     let mut credits = |digest| {
         let candidate = workshop.materializer().build(&Recipe::checkpoint(digest), &[]).unwrap();
-        let scores = workshop.score(candidate, Split::Dev.into(), &mut |_, _| ControlFlow::Continue(())).unwrap();
+        let scores =
+            workshop.score(candidate, Split::Dev.into(), &Parts::default(), &mut |_, _, _| ControlFlow::Continue(())).unwrap();
         scores.tasks.into_iter().map(|task| task.credits).collect::<Vec<_>>()
     };
     // The largest classifier row wins: p of two, z of three, y of the other three.

@@ -16,7 +16,7 @@ use evolver_common::{
     checkpoint::{Checkpoint, DigestCache},
     definition::{self, Resolved},
     recipe::Recipe,
-    score::{Scores, Split},
+    score::{Parts, Scores, Split},
 };
 use evolver_worker::{child::Workshop, evaluate};
 use serde_json::{Value, json};
@@ -70,7 +70,7 @@ impl Search {
         let recipe = Recipe::checkpoint(self.resolved.experts[expert].digest);
         let candidate = self.workshop.materializer().build(&recipe, &[]).unwrap();
         self.workshop
-            .score(candidate, Split::Dev.into(), &mut |_, _| ControlFlow::Continue(()))
+            .score(candidate, Split::Dev.into(), &Parts::default(), &mut |_, _, _| ControlFlow::Continue(()))
             .map_err(|error| error.to_string())
     }
 
@@ -348,7 +348,12 @@ fn the_real_harness_scores_a_small_model() {
     let mut workshop = Workshop::open(&resolved, &folder.path().join("cache")).unwrap();
     let mut credits = |recipe: &Recipe| {
         let candidate = workshop.materializer().build(recipe, &[]).unwrap();
-        workshop.score(candidate, Split::Dev.into(), &mut |_, _| ControlFlow::Continue(())).unwrap().tasks.remove(0).credits
+        workshop
+            .score(candidate, Split::Dev.into(), &Parts::default(), &mut |_, _, _| ControlFlow::Continue(()))
+            .unwrap()
+            .tasks
+            .remove(0)
+            .credits
     };
     let found = credits(&Recipe::checkpoint(resolved.base.digest));
     assert_eq!(found.len(), 5);

@@ -98,7 +98,9 @@ fn service(criterion: &mut Criterion) {
                     let began = Instant::now();
                     let assignment = worker.lease().await;
                     time += began.elapsed();
-                    worker.report(assignment.token, v1::report_request::Result::Released(v1::Released {})).await;
+                    worker
+                        .report(assignment.token, v1::report_request::Result::Released(v1::Released { parts: Vec::new() }))
+                        .await;
                 }
                 time
             })

@@ -2,7 +2,7 @@
 
 use evolver_common::{
     digest::Digest,
-    score::{Portion, Scores, Split, Subset, TaskScore, WHOLE},
+    score::{Parts, Portion, Scores, Split, Subset, TaskScore, WHOLE},
 };
 use prost::Message as _;
 use thiserror::Error;
@@ -78,12 +78,35 @@ pub fn portion_from_wire(assignment: &v1::Assignment) -> Result<Portion, WireErr
     Ok(Portion { split, subset: subset.transpose()? })
 }
 
+/// Outcomes of items as a message.
+#[must_use]
+pub fn parts_to_wire(parts: &Parts) -> Vec<v1::Part> {
+    let part = |(task, items): (&str, &std::collections::BTreeMap<u32, Vec<u8>>)| v1::Part {
+        task: task.to_owned(),
+        items: items.keys().copied().collect(),
+        outcomes: items.values().cloned().collect(),
+    };
+    parts.tasks().map(part).collect()
+}
+
+/// Outcomes of items of a message. An item without an outcome is one that is not done.
+#[must_use]
+pub fn parts_from_wire(parts: Vec<v1::Part>) -> Parts {
+    let mut found = Parts::default();
+    for part in parts {
+        for (item, outcome) in part.items.into_iter().zip(part.outcomes) {
+            found.insert(&part.task, item as usize, outcome);
+        }
+    }
+    found
+}
+
 /// What an assignment asks for, whoever it is given to: a digest of everything in it but the token and the hints.
 ///
 /// A worker that has this work done or under way, and whose token no longer holds, asks for it again by this digest.
 #[must_use]
 pub fn work_of(assignment: &v1::Assignment) -> Digest {
-    let work = v1::Assignment { token: None, keep: Vec::new(), waited: 0.0, ..assignment.clone() };
+    let work = v1::Assignment { token: None, keep: Vec::new(), waited: 0.0, parts: Vec::new(), ..assignment.clone() };
     Digest::of_parts("evolver work", [work.encode_to_vec().as_slice()])
 }
 

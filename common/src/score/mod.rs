@@ -3,11 +3,13 @@
 //! - [`classification`]: metrics of a classifier from its predictions.
 //! - [`compare`]: the objective, its interval, and the paired comparison of two models on the same items.
 //! - [`normal`]: the normal distribution.
-//! - [`subset`]: parts of the items.
+//! - [`parts`]: outcomes of single items.
+//! - [`subset`]: some of the items.
 
 mod classification;
 mod compare;
 pub mod normal;
+mod parts;
 mod subset;
 
 use std::collections::BTreeMap;
@@ -17,6 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     classification::{bootstrap_error, classification},
     compare::{Interval, Objective, Scalarisation, Weighted},
+    parts::Parts,
     subset::{Order, Portion, Subset, WHOLE},
 };
 

@@ -7,7 +7,11 @@ use std::collections::BTreeMap;
 
 use evolver_common::score::{Scores, TaskScore};
 
-use super::{voice, work::Work};
+use super::{
+    parts::{authors, stands_on},
+    voice,
+    work::Work,
+};
 use crate::search::Spec;
 
 /// Decided models that are kept to be given out again.
@@ -39,7 +43,7 @@ pub(super) struct Check {
 
 impl Check {
     pub(super) fn asked(&self, worker: &str) -> bool {
-        self.answers.iter().any(|(who, _)| voice(who) == voice(worker))
+        self.answers.iter().flat_map(|(who, _)| authors(who)).any(|who| voice(who) == voice(worker))
     }
 
     /// Whose scores are there.
@@ -145,7 +149,7 @@ impl Checks {
     /// Takes a voice's word out of every check.
     pub(super) fn drop_word(&mut self, of: &str) {
         self.open.retain(|_, check| {
-            check.answers.retain(|(who, _)| voice(who) != of);
+            check.answers.retain(|(who, _)| !stands_on(who, of));
             !check.answers.is_empty()
         });
     }

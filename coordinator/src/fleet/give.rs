@@ -27,9 +27,9 @@ impl Fleet {
                 if let Some(standing) = self.standings.get_mut(name) {
                     standing.leased();
                 }
-                self.grant(name, number, now)
+                self.grant(name, number, true, now)
             }
-            Choice::Check(number) => self.grant(name, number, now),
+            Choice::Check(number) => self.grant(name, number, false, now),
         }
     }
 
@@ -39,7 +39,7 @@ impl Fleet {
         let available = self.workers.get(name).is_some_and(|worker| self.is_available(name, worker, now));
         let others = |work: &Work| work.leases.iter().all(|lease| lease.worker != name);
         let wanted = self.work.get(&number).is_some_and(|work| others(work) && fits(&work.spec));
-        if available && wanted { self.grant(name, number, now) } else { None }
+        if available && wanted { self.grant(name, number, false, now) } else { None }
     }
 
     fn choose(&mut self, name: &str, now: Duration) -> Option<Choice> {
@@ -82,13 +82,14 @@ impl Fleet {
         self.work.values().find(doubled).map(|work| Choice::Search(number(work)))
     }
 
-    fn grant(&mut self, name: &str, number: u64, now: Duration) -> Option<(Token, Spec)> {
+    fn grant(&mut self, name: &str, number: u64, afresh: bool, now: Duration) -> Option<(Token, Spec)> {
         let length = self.settings.lease;
+        let goes_on = afresh && self.workers.get(name).is_some_and(|worker| worker.goes_on);
         let work = match self.work.get_mut(&number) {
             Some(work) => work,
             None => &mut self.checks.open.get_mut(&number)?.work,
         };
-        let attempt = work.lease(name, now, length);
+        let attempt = work.lease(name, goes_on, now, length);
         let spec = work.spec.clone();
         if let Some(worker) = self.workers.get_mut(name) {
             worker.seen = now;

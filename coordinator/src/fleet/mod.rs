@@ -6,12 +6,13 @@
 //!   if it can do nothing well. Leaving, and being taken away, speaks against nobody.
 //! - Scores are compared: see [`checks`].
 //!
-//! What a worker is given stands in [`give`], what follows from how it ended in [`outcome`].
+//! What a worker is given stands in [`give`], what follows from how it ended in [`outcome`], what it had done when it left in [`parts`].
 
 mod checks;
 mod give;
 mod outcome;
 mod pace;
+mod parts;
 mod standing;
 #[cfg(test)]
 mod tests;
@@ -23,12 +24,15 @@ use evolver_common::score::Scores;
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
 
-pub use self::checks::Opinion;
 use self::{
     checks::Checks,
     pace::Pace,
     standing::Standing,
     work::{Kind, Lease, Work},
+};
+pub use self::{
+    checks::Opinion,
+    parts::{WITH, stands_on},
 };
 use crate::search::Spec;
 
@@ -86,6 +90,8 @@ pub struct Worker {
     /// Items of the attempt under way.
     pub total: u64,
     leaving: bool,
+    /// It can go on from what another handed in.
+    goes_on: bool,
 }
 
 /// A worker's record, for people.
@@ -165,7 +171,7 @@ impl Fleet {
     /// Introduces a worker. One that has this name already is taken to be gone: its lease is released.
     pub fn register(&mut self, name: &str, host: &str, now: Duration) {
         self.free(name);
-        let worker = Worker { host: host.to_owned(), seen: now, holds: None, done: 0, total: 0, leaving: false };
+        let worker = Worker { host: host.to_owned(), seen: now, holds: None, done: 0, total: 0, leaving: false, goes_on: false };
         self.workers.insert(name.to_owned(), worker);
         if !self.standings.contains_key(name) {
             self.standings.insert(name.to_owned(), Standing::new(self.settings.check_every, &mut self.random));
@@ -374,6 +380,8 @@ impl Fleet {
         let workers: Vec<_> = self.workers.keys().filter(|name| voice(name) == of).cloned().collect();
         workers.iter().for_each(|name| self.free(name));
         self.checks.drop_word(of);
+        let handed = |work: &mut Work| work.handed.take_if(|handed| handed.by.iter().any(|helper| voice(helper) == of));
+        self.work.values_mut().for_each(|work| drop(handed(work)));
         self.distrusted.insert(of.to_owned(), reason.to_owned());
     }
 
@@ -436,8 +444,9 @@ impl Fleet {
 
 /// Whose word a worker's is: the certificate that it has shown, which stands before the slash of its name, or itself.
 ///
-/// Comparisons count voices and not workers, so that nobody confirms what it said itself under another name.
+/// Comparisons count voices and not workers, so that nobody confirms what it said itself under another name. Several authors together are a voice of
+/// their own.
 #[must_use]
-pub fn voice(worker: &str) -> &str {
-    worker.split('/').next().unwrap_or(worker)
+pub fn voice(author: &str) -> &str {
+    if author.contains(WITH) { author } else { author.split('/').next().unwrap_or(author) }
 }

@@ -15,6 +15,7 @@ impl Fleet {
 
     /// A token's result has been committed, which was live when it was reported; `wanted` asks for a second opinion on it.
     pub fn commit(&mut self, token: Token, worker: &str, scores: &Scores, wanted: bool, now: Duration) -> Consequences {
+        let author = self.author(token, worker);
         let Some(mut work) = self.work.remove(&token.spec) else {
             return Consequences::default();
         };
@@ -26,7 +27,7 @@ impl Fleet {
         if let Some(standing) = self.standings.get_mut(worker) {
             standing.results += 1;
         }
-        self.checks.remember(work.spec, work.attempts, worker, scores.clone(), wanted);
+        self.checks.remember(work.spec, work.attempts, &author, scores.clone(), wanted);
         self.well(worker, now)
     }
 
@@ -116,6 +117,11 @@ impl Fleet {
         let leases = work.take(|lease| lease.attempt == token.attempt);
         self.unhold(&leases, token.spec);
         let Some(lease) = leases.into_iter().next() else { return };
+        if !lease.helpers.is_empty() {
+            // What it went on from may be what it failed by: that is dropped, and the attempt says nothing.
+            self.work.get_mut(&token.spec).map(|work| work.handed.take());
+            return;
+        }
         let work = match purpose {
             Purpose::Search => self.work.get_mut(&token.spec),
             Purpose::Check => self.checks.open.get_mut(&token.spec).map(|check| &mut check.work),

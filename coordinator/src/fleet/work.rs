@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use super::parts::Handed;
 use crate::search::Spec;
 
 /// Workers whose processes vanished over one spec before it is given up all the same: it may be what kills them.
@@ -13,6 +14,8 @@ const LEASES_MAX: usize = 2;
 pub(super) struct Lease {
     pub(super) worker: String,
     pub(super) attempt: u32,
+    /// Whose items it goes on from.
+    pub(super) helpers: Vec<String>,
     pub(super) since: Duration,
     pub(super) until: Duration,
 }
@@ -42,12 +45,14 @@ pub(super) struct Work {
     pub(super) spec: Spec,
     pub(super) attempts: u32,
     pub(super) leases: Vec<Lease>,
+    /// What those who left had done of it.
+    pub(super) handed: Option<Handed>,
     ends: Vec<End>,
 }
 
 impl Work {
     pub(super) fn new(spec: Spec, attempts: u32) -> Self {
-        Self { spec, attempts, leases: Vec::new(), ends: Vec::new() }
+        Self { spec, attempts, leases: Vec::new(), handed: None, ends: Vec::new() }
     }
 
     pub(super) fn is_free(&self) -> bool {
@@ -67,9 +72,12 @@ impl Work {
         self.ends.iter().any(|end| end.worker != worker)
     }
 
-    pub(super) fn lease(&mut self, worker: &str, now: Duration, length: Duration) -> u32 {
+    /// A new attempt, which goes on from what was handed in if it can.
+    pub(super) fn lease(&mut self, worker: &str, goes_on: bool, now: Duration, length: Duration) -> u32 {
         self.attempts += 1;
-        self.leases.push(Lease { worker: worker.to_owned(), attempt: self.attempts, since: now, until: now + length });
+        let helpers = self.handed.as_ref().filter(|_| goes_on).map_or_else(Vec::new, |handed| handed.by.clone());
+        let (worker, attempt) = (worker.to_owned(), self.attempts);
+        self.leases.push(Lease { worker, attempt, helpers, since: now, until: now + length });
         self.attempts
     }
 

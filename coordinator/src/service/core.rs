@@ -10,7 +10,10 @@ use evolver_common::{
     digest::Digest,
     recipe::encode,
 };
-use evolver_proto::{PROTOCOL, PROTOCOL_OF_PARTS, PROTOCOL_OLDEST, PUSHBACK, split_to_wire, subset_to_wire, v1, work_of};
+use evolver_proto::{
+    PROTOCOL, PROTOCOL_OF_HANDING, PROTOCOL_OF_PARTS, PROTOCOL_OLDEST, PUSHBACK, parts_to_wire, split_to_wire, subset_to_wire,
+    v1, work_of,
+};
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 use tonic::Status;
@@ -21,7 +24,7 @@ use super::{
 };
 use crate::{
     access::Audit,
-    fleet::{Fleet, Settings, Token},
+    fleet::{Fleet, Settings, Token, WITH},
     journal::{JournalError, Log, Record},
     search::{Kind, Outcome, Phase, Spec},
 };
@@ -306,6 +309,12 @@ impl<L: Log> Core<L> {
                 )));
             }
         }
+        if request.worker.contains(WITH) {
+            return Err(Status::failed_precondition(format!(
+                "a worker's name cannot hold the word {:?}: give it another",
+                WITH.trim()
+            )));
+        }
         // Every spec is scored on all tasks: a worker that lacks one's evaluator can run none.
         let mut tasks = self.replay.resolved.definition.tasks.iter().filter(|_| !request.evaluators.is_empty());
         if let Some(task) = tasks.find(|task| !request.evaluators.contains(&task.evaluator)) {
@@ -320,6 +329,9 @@ impl<L: Log> Core<L> {
             return Err(busy(&format!("{WORKERS_MAX} workers are here, and no more can be"), FULL_PAUSE));
         }
         self.fleet.register(&request.worker, &request.host, self.now());
+        if request.protocol >= PROTOCOL_OF_HANDING {
+            self.fleet.goes_on(&request.worker);
+        }
         tracing::info!(
             worker = request.worker,
             host = request.host,
@@ -379,7 +391,7 @@ impl<L: Log> Core<L> {
             if let Some(scores) = report.scores {
                 let consequences = self.fleet.commit(report.token, &report.worker, &scores, report.compared, now);
                 self.follow(consequences);
-                self.replay.authors.insert(report.token.spec, report.worker);
+                self.replay.authors.insert(report.token.spec, report.author);
                 outcomes.push((report.token.spec, Outcome::Scored(scores)));
             }
         }
@@ -562,6 +574,7 @@ impl<L: Log> Core<L> {
             token: Some(v1::Token { epoch: token.epoch, spec: token.spec, attempt: token.attempt }),
             keep: members.chain(start).map(|id| id.as_bytes().to_vec()).collect(),
             waited: self.now().saturating_sub(since).as_secs_f64(),
+            parts: self.fleet.parts(token).map_or_else(Vec::new, parts_to_wire),
             ..work(spec)
         }
     }

@@ -13,7 +13,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::{
-    fleet::voice,
+    fleet::stands_on,
     journal::{Record, Timings},
     search::{DEV_BASE, Named, Outcome, Search, SetupError, Spec, TEST_BASE, TellError},
     setup,
@@ -141,7 +141,7 @@ pub struct Replay {
     pub authors: BTreeMap<u64, String>,
     /// Specs whose scores more than one worker stands behind.
     pub confirmed: HashSet<u64>,
-    /// Voices that are not trusted, with the reason; see [`voice`].
+    /// Voices that are not trusted, with the reason; see [`crate::fleet::voice`].
     pub distrusted: BTreeMap<String, String>,
     /// Results that were taken back.
     pub retracted: u64,
@@ -446,7 +446,7 @@ impl Replay {
     /// The specs that stand on this voice's word alone.
     pub(super) fn unconfirmed(&self, of: &str) -> Vec<u64> {
         let alone =
-            |(number, author): (&u64, &String)| (voice(author) == of && !self.confirmed.contains(number)).then_some(*number);
+            |(number, author): (&u64, &String)| (stands_on(author, of) && !self.confirmed.contains(number)).then_some(*number);
         self.authors.iter().filter_map(alone).collect()
     }
 

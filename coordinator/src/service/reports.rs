@@ -1,7 +1,7 @@
 //! Reports: what is checked before one counts, and what becomes of it.
 
 use evolver_common::{digest::Digest, score::Scores, score::Split};
-use evolver_proto::{scores_from_wire, v1};
+use evolver_proto::{parts_from_wire, scores_from_wire, v1};
 use tonic::Status;
 
 use super::core::{Core, Reply, token};
@@ -17,6 +17,8 @@ const REASON_MAX: usize = 4000;
 pub(super) struct Accepted {
     pub(super) token: Token,
     pub(super) worker: String,
+    /// On whose word the scores stand.
+    pub(super) author: String,
     pub(super) records: Vec<Record>,
     /// Whether another worker is asked for the same.
     pub(super) compared: bool,
@@ -55,7 +57,10 @@ impl<L: Log> Core<L> {
                 reports.push(self.failed(token, worker, &format!("{name}: {message}"), class, verdict, reply));
                 return;
             }
-            Some(v1::report_request::Result::Released(_)) | None => {
+            released => {
+                if let Some(v1::report_request::Result::Released(v1::Released { parts })) = released {
+                    self.fleet.hand_in(token, parts_from_wire(parts));
+                }
                 self.fleet.release(token);
                 reply.send(Ok(answer(v1::report_reply::Verdict::Committed, ""))).ok();
                 return;
@@ -66,11 +71,12 @@ impl<L: Log> Core<L> {
         match (scores, purpose) {
             (Ok(scores), Purpose::Search) => {
                 let timings = request.timings.unwrap_or_default();
+                let author = self.fleet.author(token, &worker);
                 let record = Record::Result {
                     number: token.spec,
                     recipe: self.recipe_id(token.spec),
                     scores: scores.clone(),
-                    worker: worker.clone(),
+                    worker: author.clone(),
                     attempt: token.attempt,
                     timings: Timings {
                         lease: seconds(timings.lease),
@@ -84,7 +90,7 @@ impl<L: Log> Core<L> {
                 let compare = compared.then_some(Record::Compare { number: token.spec });
                 let records = compare.into_iter().chain([record]).collect();
                 let verdict = answer(v1::report_reply::Verdict::Committed, "");
-                reports.push(Accepted { token, worker, records, compared, scores: Some(scores), reply, verdict });
+                reports.push(Accepted { token, worker, author, records, compared, scores: Some(scores), reply, verdict });
             }
             (Ok(scores), Purpose::Check) => {
                 let consequences = self.fleet.answer(token, scores, self.now());
@@ -115,7 +121,7 @@ impl<L: Log> Core<L> {
             v1::FailureClass::Input => self.fleet.spoil(token, reason, now),
             _ => self.fleet.fail(token, reason, now),
         }
-        Accepted { token, worker, records: vec![attempt], compared: false, scores: None, reply, verdict }
+        Accepted { token, author: worker.clone(), worker, records: vec![attempt], compared: false, scores: None, reply, verdict }
     }
 
     /// The scores must cover each task's items, and say the accuracy that their items say.

@@ -15,9 +15,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use evolver_common::{definition::Resolved, digest::Digest};
+use evolver_common::{definition::Resolved, digest::Digest, score::Parts};
 use evolver_proto::{
-    portion_from_wire, scores_to_wire,
+    PARTS_BYTES_MAX, parts_from_wire, parts_to_wire, portion_from_wire, scores_to_wire,
     v1::{self, lease_reply::Outcome, report_reply::Verdict},
     work_of,
 };
@@ -86,7 +86,7 @@ pub enum AgentError {
 }
 
 /// Works for a coordinator until it says leave, or until `drain` becomes true: then what is finished is handed in, the attempt under way is given
-/// back, and both within 5 seconds.
+/// back with the items that are done, and both within 5 seconds.
 ///
 /// # Errors
 /// See [`AgentError`].
@@ -103,6 +103,7 @@ pub async fn run(options: AgentOptions, mut drain: watch::Receiver<bool>) -> Res
         spool: Spool::open(&options.cache, link.definition_hash()),
         setup: ToChild::Setup { resolved: Box::new(resolved), cache: options.cache.clone() },
         child: None,
+        under_way: None,
         options,
     };
     tokio::select! {
@@ -131,7 +132,17 @@ struct Agent {
     /// Longest attempt.
     limit: Duration,
     child: Option<Child>,
+    under_way: Option<UnderWay>,
     spool: Spool,
+}
+
+/// An attempt that has not ended.
+struct UnderWay {
+    token: Option<v1::Token>,
+    /// Whether it goes on from another worker's items: then its result counts under this token only, whose coordinator knows it.
+    helped: bool,
+    /// The items that are done.
+    parts: Parts,
 }
 
 /// How an attempt ended for the agent.
@@ -176,11 +187,17 @@ impl Agent {
             stored.report.token = assignment.token;
             return self.deliver(stored, link).await;
         }
-        match self.attempt(assignment, work, link).await? {
+        let ended = self.attempt(assignment, work, link).await?;
+        let helped = self.under_way.take().is_some_and(|attempt| attempt.helped);
+        match ended {
             Ended::Unwanted(outcome) => Ok(outcome),
             Ended::Told(token, result, mut timings) => {
                 timings.lease = lease;
                 let report = v1::ReportRequest { worker: String::new(), token, result: Some(result), timings: Some(timings) };
+                if helped {
+                    link.report(report).await?;
+                    return Ok(None);
+                }
                 self.deliver(Stored { work, report }, link).await
             }
         }
@@ -224,8 +241,15 @@ impl Agent {
         }
     }
 
-    /// Hands in what is finished, without asking for anything.
+    /// Hands in what is finished, and what is done of the attempt under way, without asking for anything.
     async fn last_reports(&mut self, link: &mut Link) {
+        if let Some(UnderWay { token, parts, .. }) = self.under_way.take().filter(|attempt| !attempt.parts.is_empty()) {
+            tracing::info!(items = parts.items(), "handing in the items that are done");
+            let released = v1::Released { parts: parts_to_wire(&parts.within(PARTS_BYTES_MAX)) };
+            let result = Some(v1::report_request::Result::Released(released));
+            // What is not taken is scored again by someone else.
+            link.report(v1::ReportRequest { worker: String::new(), token, result, timings: None }).await.ok();
+        }
         for stored in self.spool.entries().to_vec() {
             if link.report(stored.report).await.is_ok() {
                 self.spool.remove(stored.work);
@@ -255,69 +279,68 @@ impl Agent {
         Ok(())
     }
 
-    /// What kills a child from outside is mostly the kernel, short of memory: the next one takes half of it for its batches, which no outcome shows.
-    fn smaller_batches(&mut self) {
-        if let ToChild::Setup { resolved, .. } = &mut self.setup {
-            let tokens = &mut resolved.definition.evaluator.batch_tokens;
-            *tokens = (*tokens / 2).max(BATCH_TOKENS_MIN).min(*tokens);
-        }
-    }
-
     /// One attempt. A token that no longer holds is asked for again: a coordinator that started anew knows nothing of the old one, and the work is
     /// the same.
     async fn attempt(&mut self, assignment: &v1::Assignment, work: Digest, link: &mut Link) -> Result<Ended, AgentError> {
         self.ready().await?;
-        let mut token = assignment.token;
+        let known = parts_from_wire(assignment.parts.clone());
+        let helped = !known.is_empty();
+        let under_way = self.under_way.insert(UnderWay { token: assignment.token, helped, parts: known.clone() });
         let told = |token, (result, timings)| Ok(Ended::Told(token, result, timings));
         let Some(child) = &mut self.child else {
             return Ok(Ended::Unwanted(None));
         };
         let portion = match portion_from_wire(assignment) {
             Ok(portion) => portion,
-            Err(error) => return told(token, failure(FailureClass::Error, &error.to_string())),
+            Err(error) => return told(under_way.token, failure(FailureClass::Error, &error.to_string())),
         };
         let keep = assignment.keep.iter().filter_map(|id| Digest::try_from(id.as_slice()).ok());
-        child.send(&ToChild::Work { recipe: assignment.recipe.clone(), portion, keep: keep.collect() }).await;
+        child.send(&ToChild::Work { recipe: assignment.recipe.clone(), portion, keep: keep.collect(), known }).await;
         let began = Instant::now();
         let (mut alive, mut beat) = (began, began);
         let mut progress = (0, 0);
         loop {
             let wait = link.heartbeat_interval().saturating_sub(beat.elapsed());
             match child.event(wait).await {
-                Event::Message(FromChild::Progress { done, total }) => {
+                Event::Message(FromChild::Progress { done, total, found }) => {
                     progress = (done, total);
+                    under_way.parts.extend(found);
                     alive = Instant::now();
                 }
                 Event::Message(FromChild::Scored { scores, build, score }) => {
                     let timings = v1::Timings { build, score, ..v1::Timings::default() };
-                    return told(token, (v1::report_request::Result::Scores(scores_to_wire(&scores)), timings));
+                    return told(under_way.token, (v1::report_request::Result::Scores(scores_to_wire(&scores)), timings));
                 }
-                Event::Message(FromChild::Failed { class, message }) => return told(token, failure(class, &message)),
+                Event::Message(FromChild::Failed { class, message }) => return told(under_way.token, failure(class, &message)),
                 Event::Message(FromChild::Ready) => {}
                 Event::Ended(class, message) => {
                     self.child = None;
                     if class == FailureClass::Killed {
-                        self.smaller_batches();
+                        smaller_batches(&mut self.setup);
                     }
-                    return told(token, failure(class, &message));
+                    return told(under_way.token, failure(class, &message));
                 }
                 Event::Silent => {}
             }
             let over = [(alive, self.hang, "no progress for"), (began, self.limit, "no end after")];
             if let Some((_, limit, what)) = over.into_iter().find(|(since, limit, _)| since.elapsed() > *limit) {
                 self.child = None;
-                return told(token, failure(FailureClass::Hang, &format!("{what} {} seconds", limit.as_secs_f64())));
+                return told(under_way.token, failure(FailureClass::Hang, &format!("{what} {} seconds", limit.as_secs_f64())));
             }
             if beat.elapsed() < link.heartbeat_interval() {
                 continue;
             }
             beat = Instant::now();
-            if link.heartbeat(token, progress).await == Alive::Yes {
+            if link.heartbeat(under_way.token, progress).await == Alive::Yes {
                 continue;
             }
-            let held = v1::Held { spec: token.map_or(0, |token| token.spec), work: work.as_bytes().to_vec() };
+            if helped {
+                self.child = None;
+                return Ok(Ended::Unwanted(None));
+            }
+            let held = v1::Held { spec: under_way.token.map_or(0, |token| token.spec), work: work.as_bytes().to_vec() };
             match link.lease(Duration::ZERO, Some(held)).await? {
-                Some(Outcome::Assignment(again)) if work_of(&again) == work => token = again.token,
+                Some(Outcome::Assignment(again)) if work_of(&again) == work => under_way.token = again.token,
                 other => {
                     // Nobody waits for this any more; a new child is sooner ready than an old one persuaded.
                     self.child = None;
@@ -325,6 +348,14 @@ impl Agent {
                 }
             }
         }
+    }
+}
+
+/// What kills a child from outside is mostly the kernel, short of memory: the next one takes half of it for its batches, which no outcome shows.
+fn smaller_batches(setup: &mut ToChild) {
+    if let ToChild::Setup { resolved, .. } = setup {
+        let tokens = &mut resolved.definition.evaluator.batch_tokens;
+        *tokens = (*tokens / 2).max(BATCH_TOKENS_MIN).min(*tokens);
     }
 }
 

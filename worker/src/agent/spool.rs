@@ -192,7 +192,7 @@ mod tests {
         let report = v1::ReportRequest {
             worker: "w".into(),
             token: Some(v1::Token { epoch: 1, spec, attempt: 1 }),
-            result: Some(v1::report_request::Result::Released(v1::Released {})),
+            result: Some(v1::report_request::Result::Released(v1::Released { parts: Vec::new() })),
             timings: None,
         };
         Stored { work: Digest::of(&spec.to_le_bytes()), report }

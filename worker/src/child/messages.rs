@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use evolver_common::{
     definition::Resolved,
     digest::Digest,
-    score::{Portion, Scores},
+    score::{Parts, Portion, Scores},
 };
 use evolver_proto::v1;
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,8 @@ pub enum ToChild {
         portion: Portion,
         /// Recipes worth keeping.
         keep: Vec<Digest>,
+        /// What is known of its items already.
+        known: Parts,
     },
 }
 
@@ -42,6 +44,8 @@ pub enum FromChild {
         done: u64,
         /// Items in all.
         total: u64,
+        /// What was found since it last said so.
+        found: Parts,
     },
     /// The work is done.
     Scored {

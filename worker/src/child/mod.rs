@@ -15,7 +15,7 @@ use std::{
 use evolver_common::{
     definition::Resolved,
     recipe::decode,
-    score::{Portion, Scores},
+    score::{Parts, Portion, Scores},
 };
 
 pub use self::messages::{FailureClass, FromChild, ToChild};
@@ -103,9 +103,10 @@ impl Workshop {
         &mut self,
         candidate: evaluate::Candidate,
         portion: Portion,
-        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+        known: &Parts,
+        course: evaluate::Course<'_>,
     ) -> Result<Scores, EvaluateError> {
-        self.evaluators.score(candidate, portion, progress)
+        self.evaluators.score(candidate, portion, known, course)
     }
 }
 
@@ -131,20 +132,22 @@ pub fn run(input: impl BufRead, mut output: impl Write) -> io::Result<()> {
                     Err(Failure { class, message }) => say(&FromChild::Failed { class, message })?,
                 }
             }
-            ToChild::Work { recipe, portion, keep } => {
+            ToChild::Work { recipe, portion, keep, known } => {
                 let Some(workshop) = &mut workshop else {
                     return Err(io::Error::other("work came before the setup"));
                 };
                 let mut told = Instant::now();
-                let mut progress = |done, total| {
+                let mut untold = Parts::default();
+                let mut course = |done, total, found| {
+                    untold.extend(found);
                     if told.elapsed().as_millis() >= 200 {
                         told = Instant::now();
                         // A broken pipe is noticed at the next message that matters.
-                        say(&FromChild::Progress { done, total }).ok();
+                        say(&FromChild::Progress { done, total, found: std::mem::take(&mut untold) }).ok();
                     }
                     ControlFlow::Continue(())
                 };
-                let answer = match guarded(|| work(workshop, &recipe, portion, &keep, &mut progress)) {
+                let answer = match guarded(|| work(workshop, &recipe, portion, &keep, &known, &mut course)) {
                     Ok(scored) => scored,
                     Err(Failure { class, message }) => FromChild::Failed { class, message },
                 };
@@ -164,13 +167,14 @@ fn work(
     recipe: &[u8],
     portion: Portion,
     keep: &[evolver_common::digest::Digest],
-    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    known: &Parts,
+    course: evaluate::Course<'_>,
 ) -> Result<FromChild, Failure> {
     let began = Instant::now();
     let recipe = decode(recipe).map_err(|error| Failure { class: FailureClass::Error, message: error.to_string() })?;
     let candidate = workshop.materializer.build(&recipe, keep)?;
     let built = Instant::now();
-    let scores = workshop.score(candidate, portion, progress)?;
+    let scores = workshop.score(candidate, portion, known, course)?;
     workshop.materializer.unchanged()?;
     Ok(FromChild::Scored { scores, build: (built - began).as_secs_f64(), score: built.elapsed().as_secs_f64() })
 }

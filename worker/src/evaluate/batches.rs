@@ -4,7 +4,7 @@ use std::{cmp::Reverse, fs, ops::ControlFlow};
 
 use serde_json::Value;
 
-use super::{EvaluateError, Progress};
+use super::{EvaluateError, Progress, outcomes::Outcome};
 use crate::models::ModelError;
 
 /// Tokens of a batch that memory never forbids.
@@ -32,19 +32,20 @@ pub(crate) fn available() -> Option<u64> {
     Some(group.map_or(machine, |group| group.min(machine)))
 }
 
-/// Runs `work` over batches of items, given their sizes in tokens, longest first, and gives its results in the items' order. A batch that is too large
-/// for the device's memory is cut in two, and those after it are smaller.
-pub(super) fn run<T>(
+/// Runs `work` over batches of the chosen items, given their sizes in tokens, longest first, and gives its results in the items' order. What is known of
+/// an item stands for running it. A batch that is too large for the device's memory is cut in two, and those after it are smaller.
+pub(super) fn run<T: Outcome>(
+    chosen: &[usize],
     sizes: &[usize],
     mut budget: usize,
     progress: Progress<'_>,
     mut work: impl FnMut(&[usize]) -> Result<Vec<T>, EvaluateError>,
 ) -> Result<Vec<T>, EvaluateError> {
-    let mut order: Vec<usize> = (0..sizes.len()).collect();
-    order.sort_by_key(|&item| Reverse(sizes[item]));
-    let mut results: Vec<Option<T>> = sizes.iter().map(|_| None).collect();
+    let mut results: Vec<Option<T>> = chosen.iter().map(|&item| progress.known(item).and_then(T::read)).collect();
+    let mut order: Vec<usize> = (0..sizes.len()).filter(|&index| results[index].is_none()).collect();
+    order.sort_by_key(|&index| Reverse(sizes[index]));
     let mut rest = order.as_slice();
-    let mut done = 0;
+    let mut done = (sizes.len() - order.len()) as u64;
     while !rest.is_empty() {
         let mut room = budget;
         let fits = rest.iter().take_while(|&&item| {
@@ -55,10 +56,13 @@ pub(super) fn run<T>(
         let (batch, after) = rest.split_at(fits.count().max(1));
         match work(batch) {
             Ok(found) => {
-                batch.iter().zip(found).for_each(|(&item, result)| results[item] = Some(result));
+                for (&index, result) in batch.iter().zip(found) {
+                    progress.found(chosen[index], result.write());
+                    results[index] = Some(result);
+                }
                 rest = after;
                 done += batch.len() as u64;
-                if progress(done) == ControlFlow::Break(()) {
+                if progress.done(done) == ControlFlow::Break(()) {
                     return Err(EvaluateError::Stopped);
                 }
             }
@@ -90,11 +94,11 @@ mod tests {
         let sizes = [5, 90, 30, 10, 60, 7];
         let mut seen = Vec::new();
         let mut told = Vec::new();
-        let mut progress = |done| {
+        let mut progress = |done: u64| {
             told.push(done);
             ControlFlow::Continue(())
         };
-        let results = run(&sizes, 100, &mut progress, |batch| {
+        let results = run(&[0, 1, 2, 3, 4, 5], &sizes, 100, &mut progress, |batch| {
             let tokens: usize = batch.iter().map(|&item| sizes[item]).sum();
             seen.push((batch.to_vec(), tokens));
             if tokens > 70 && batch.len() > 1 {
@@ -107,9 +111,10 @@ mod tests {
         assert_eq!(seen[1], (vec![4, 2, 3], 100));
         assert!(seen[2..].iter().all(|(_, tokens)| *tokens <= 60), "{seen:?}");
         assert_eq!(told.last(), Some(&6));
-        let other = run(&sizes, 100, &mut |_| ControlFlow::Continue(()), |_| -> Result<Vec<()>, _> {
-            Err(EvaluateError::Unfit("x".into()))
-        });
+        let other =
+            run(&[0, 1, 2, 3, 4, 5], &sizes, 100, &mut |_: u64| ControlFlow::Continue(()), |_| -> Result<Vec<usize>, _> {
+                Err(EvaluateError::Unfit("x".into()))
+            });
         assert!(other.is_err());
     }
 }

@@ -156,7 +156,7 @@ impl Evaluator for Choice {
         let items: Vec<_> = chosen.iter().map(|&item| &self.items.of(split)[item]).collect();
         let size = |item: &&Item| item.context.len() + item.choices.iter().map(Vec::len).sum::<usize>();
         let sizes: Vec<_> = items.iter().map(size).collect();
-        let logs: Vec<Vec<f64>> = batches::run(&sizes, self.budget, progress, |batch| {
+        let logs: Vec<Vec<f64>> = batches::run(chosen, &sizes, self.budget, progress, |batch| {
             let prompt = |&item: &usize| Prompt {
                 context: &items[item].context,
                 continuations: items[item].choices.iter().map(Vec::as_slice).collect(),

@@ -171,7 +171,7 @@ impl Classification {
         let encoder = subject.encoder()?;
         let texts: Vec<_> = chosen.iter().map(|&item| self.texts.of(split)[item].tokens.as_slice()).collect();
         let lengths: Vec<_> = texts.iter().map(|text| text.len()).collect();
-        let logits = batches::run(&lengths, self.budget, progress, |batch| {
+        let logits = batches::run(chosen, &lengths, self.budget, progress, |batch| {
             let sequences: Vec<_> = batch.iter().map(|&item| texts[item]).collect();
             let lengths: Vec<_> = sequences.iter().map(|sequence| sequence.len()).collect();
             Ok(head.of_texts(&encoder.states(&sequences)?, &lengths)?)

@@ -162,7 +162,7 @@ impl Evaluator for Generation {
             // A leading line break is not yet an answer's end.
             self.stop.iter().any(|stop| text.trim_start().contains(stop.as_str()))
         };
-        let answers = batches::run(&sizes, self.budget, progress, |batch| {
+        let answers = batches::run(chosen, &sizes, self.budget, progress, |batch| {
             let prompts: Vec<_> = batch.iter().map(|&item| items[item].prompt.as_slice()).collect();
             let answers = model.generate(&prompts, self.limit, self.tokenizer.ends(), &stop)?;
             answers.iter().map(|tokens| Ok(cut(self.tokenizer.text_of(tokens)?.trim_start(), &self.stop).to_owned())).collect()

@@ -196,7 +196,7 @@ impl Evaluator for Images {
         let head = subject.head(&self.plan, self.labels)?;
         let model = subject.vision()?;
         let items: Vec<_> = chosen.iter().map(|&item| &self.items.of(split)[item]).collect();
-        let predicted = batches::run(&vec![self.rows; items.len()], self.budget, progress, |batch| {
+        let predicted = batches::run(chosen, &vec![self.rows; items.len()], self.budget, progress, |batch| {
             let prepare =
                 |&item: &usize| self.prepare.run(&decode(&items[item].row, &self.column)?, &items[item].row, model.side());
             let images = batch.par_iter().map(prepare).collect::<Result<Vec<_>, _>>()?;

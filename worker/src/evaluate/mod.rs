@@ -3,6 +3,7 @@
 //! - [`parameters`]: an evaluator's own keys, declared once, and checked and completed from the declaration.
 //! - [`subject`]: the model under evaluation: its network, built once, or a folder of it, written once.
 //! - [`columns`], [`tokens`], [`batches`], [`scoring`]: items' fields and templates, tokenizers, batches, metrics with their errors.
+//! - [`outcomes`]: what is found for single items, as bytes.
 //! - one file for each evaluator; [`outside`] holds those that hand the model to a program of the user's.
 
 mod batches;
@@ -11,6 +12,7 @@ mod classification;
 mod columns;
 mod generation;
 mod image;
+mod outcomes;
 mod outside;
 mod parameters;
 mod perplexity;
@@ -29,7 +31,7 @@ use std::{
 use evolver_common::{
     data::{self, DataError, Row},
     definition::{Data, Definition, Resolved, ResolvedTask, Task},
-    score::{Portion, Scores, Split, TaskScore},
+    score::{Parts, Portion, Scores, Split, TaskScore},
     suggest,
 };
 use serde_json::Value;
@@ -217,8 +219,56 @@ impl From<candle_core::Error> for EvaluateError {
     }
 }
 
+/// Hears of a task's items, and may know some of them already.
+pub trait Watch {
+    /// So many items are done; whether to go on.
+    fn done(&mut self, items: u64) -> ControlFlow<()>;
+
+    /// What is known of an item.
+    fn known(&self, _item: usize) -> Option<&[u8]> {
+        None
+    }
+
+    /// What was found for an item.
+    fn found(&mut self, _item: usize, _outcome: Vec<u8>) {}
+}
+
+impl<F: FnMut(u64) -> ControlFlow<()>> Watch for F {
+    fn done(&mut self, items: u64) -> ControlFlow<()> {
+        self(items)
+    }
+}
+
 /// Hears of items done, and may end the work.
-pub type Progress<'a> = &'a mut dyn FnMut(u64) -> ControlFlow<()>;
+pub type Progress<'a> = &'a mut dyn Watch;
+
+/// Hears of all tasks: items done, items in all, and the outcomes since it last heard of some.
+pub type Course<'a> = &'a mut dyn FnMut(u64, u64, Parts) -> ControlFlow<()>;
+
+/// One task of several.
+struct OfTask<'a, 'b> {
+    name: &'a str,
+    /// Items of the tasks before it.
+    before: u64,
+    total: u64,
+    known: &'a Parts,
+    fresh: Parts,
+    course: Course<'b>,
+}
+
+impl Watch for OfTask<'_, '_> {
+    fn done(&mut self, items: u64) -> ControlFlow<()> {
+        (self.course)(self.before + items, self.total, std::mem::take(&mut self.fresh))
+    }
+
+    fn known(&self, item: usize) -> Option<&[u8]> {
+        self.known.get(self.name, item)
+    }
+
+    fn found(&mut self, item: usize, outcome: Vec<u8>) {
+        self.fresh.insert(self.name, item, outcome);
+    }
+}
 
 /// Scores models on one task.
 pub trait Evaluator: Send {
@@ -309,7 +359,8 @@ impl Evaluators {
         self.tasks.iter().map(|(name, evaluator)| (name.as_str(), evaluator.head()))
     }
 
-    /// Scores a model on the portion of every task; credits stand in the data's order. `progress` hears of items done and items in all, and may end the work.
+    /// Scores a model on the portion of every task; credits stand in the data's order. Items that are `known` are not run again, where the model runs in
+    /// this program. `course` hears how far it is, and may end the work.
     ///
     /// # Errors
     /// See [`EvaluateError`].
@@ -317,7 +368,8 @@ impl Evaluators {
         &mut self,
         candidate: Candidate,
         portion: Portion,
-        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+        known: &Parts,
+        course: Course<'_>,
     ) -> Result<Scores, EvaluateError> {
         let split = portion.split;
         let chosen: Vec<_> = self.tasks.iter().map(|(name, evaluator)| portion.items(name, evaluator.items(split))).collect();
@@ -331,8 +383,8 @@ impl Evaluators {
         for index in order {
             let (name, evaluator) = &mut self.tasks[index];
             subject.begin(index);
-            let mut score =
-                evaluator.evaluate(&mut subject, split, &chosen[index], &mut |done| progress(before + done, total))?;
+            let mut watch = OfTask { name, before, total, known, fresh: Parts::default(), course };
+            let mut score = evaluator.evaluate(&mut subject, split, &chosen[index], &mut watch)?;
             score.task.clone_from(name);
             before += chosen[index].len() as u64;
             scores[index] = Some(score);

@@ -103,7 +103,7 @@ impl Evaluator for Perplexity {
         let model = subject.language()?;
         let items: Vec<_> = chosen.iter().map(|&item| &self.items.of(split)[item]).collect();
         let sizes: Vec<_> = items.iter().map(|item| item.tokens.len()).collect();
-        let logs = batches::run(&sizes, self.budget, progress, |batch| {
+        let logs = batches::run(chosen, &sizes, self.budget, progress, |batch| {
             let mut prompts = Vec::new();
             let mut owners = Vec::new();
             for &item in batch {

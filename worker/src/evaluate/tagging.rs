@@ -105,7 +105,7 @@ impl Evaluator for Tagging {
         let items: Vec<_> = chosen.iter().map(|&item| &self.items.of(split)[item]).collect();
         let lengths: Vec<_> = items.iter().map(|item| item.tokens.len()).collect();
         let outside = self.labels.iter().position(|label| label == "O").unwrap_or(0);
-        let found = batches::run(&lengths, self.budget, progress, |batch| {
+        let found = batches::run(chosen, &lengths, self.budget, progress, |batch| {
             let sequences: Vec<_> = batch.iter().map(|&item| items[item].tokens.as_slice()).collect();
             let rows = head.outputs(&encoder.states(&sequences)?)?;
             let mut start = 0;

@@ -83,6 +83,6 @@ impl Evaluator for Run {
         let score =
             score.map_err(|what| EvaluateError::Outside(format!("the outcome of {}: {what}", self.program.arguments[0])))?;
         // The last report is that of the whole.
-        if progress(chosen.len() as u64).is_break() { Err(EvaluateError::Stopped) } else { Ok(score) }
+        if progress.done(chosen.len() as u64).is_break() { Err(EvaluateError::Stopped) } else { Ok(score) }
     }
 }

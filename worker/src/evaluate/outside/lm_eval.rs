@@ -191,7 +191,7 @@ impl Evaluator for Harness {
         self.program.start(&values, false)?.wait(progress)?;
         let credits = self.join(&out, &wanted).map_err(|what| EvaluateError::Outside(format!("lm_eval: {what}")))?;
         let score = Builder::new(credits.iter().map(|&credit| credit as f32).collect()).mean_of(&self.metric, &credits).finish();
-        if progress(chosen.len() as u64).is_break() { Err(EvaluateError::Stopped) } else { Ok(score) }
+        if progress.done(chosen.len() as u64).is_break() { Err(EvaluateError::Stopped) } else { Ok(score) }
     }
 }
 

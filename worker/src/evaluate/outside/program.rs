@@ -139,7 +139,7 @@ impl Running {
             if counted.elapsed() > COUNT {
                 counted = Instant::now();
                 self.check_memory()?;
-                if progress(0) == ControlFlow::Break(()) {
+                if progress.done(0) == ControlFlow::Break(()) {
                     return Err(EvaluateError::Stopped);
                 }
             }

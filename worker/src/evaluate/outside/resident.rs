@@ -163,7 +163,7 @@ impl Session {
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     self.running.check_memory()?;
-                    if told(done).is_break() {
+                    if told.done(done).is_break() {
                         return Err(EvaluateError::Stopped);
                     }
                 }
@@ -228,7 +228,7 @@ impl Resident {
                         tracing::warn!("{error}");
                         self.session = None;
                     }
-                    return if progress(chosen.len() as u64).is_break() { Err(EvaluateError::Stopped) } else { Ok(score) };
+                    return if progress.done(chosen.len() as u64).is_break() { Err(EvaluateError::Stopped) } else { Ok(score) };
                 }
                 Answer::Error { id, message } if id == asked => {
                     return Err(EvaluateError::Outside(format!("the resident program could not evaluate the model: {message}")));

@@ -247,7 +247,7 @@ impl Server {
                     None => EvaluateError::Outside(format!("the server {what}")),
                 });
             }
-            if progress(0).is_break() {
+            if progress.done(0).is_break() {
                 return Err(EvaluateError::Stopped);
             }
             std::thread::sleep(Duration::from_millis(200));
@@ -352,7 +352,7 @@ impl Server {
             let workers: Vec<_> = (0..self.at_once.min(items.len())).map(|_| scope.spawn(work)).collect();
             while workers.iter().any(|worker| !worker.is_finished()) {
                 std::thread::sleep(Duration::from_millis(10));
-                if progress(done.load(Ordering::Relaxed) as u64).is_break() {
+                if progress.done(done.load(Ordering::Relaxed) as u64).is_break() {
                     stop.store(1, Ordering::Relaxed);
                 }
             }
