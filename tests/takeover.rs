@@ -12,7 +12,10 @@ use std::{
     process::{Child, Stdio},
 };
 
-use evolver_coordinator::journal::{self, Record};
+use evolver_coordinator::{
+    fleet::WITH,
+    journal::{self, Record},
+};
 
 use self::{
     small::{
@@ -122,6 +125,32 @@ fn a_worker_that_is_told_to_leave_gives_back_what_it_holds_and_is_gone() {
     wait_for("the next worker's result", || (results(folder) > before).then_some(()));
     let of_first_spec = |record: &Record| matches!(record, Record::Result { number: 0, attempt, .. } if *attempt > 1);
     wait_for("the spec that was given back", || records(folder).iter().any(of_first_spec).then_some(()));
+}
+
+#[test]
+fn what_a_leaving_worker_has_scored_is_not_scored_again_and_the_search_ends_in_the_same_bits() {
+    let folder = prepared(&SLOW, 4000);
+    let folder = folder.path();
+    let set = ["--set", "stop.offspring=0", "--set", "acceptance.rule=greedy"];
+    small::succeed(folder, &[&["run", "search.toml", "--dir", "calm"], &set[..]].concat());
+    let port = port();
+    let _coordinator = coordinator(folder, port, &set);
+    let connect = format!("127.0.0.1:{port}");
+    let mut leaving = worker(folder, &connect, "cache");
+    let done = || {
+        let child = children_of(&[leaving.0.id()]).first().copied()?;
+        let stat = fs::read_to_string(format!("/proc/{child}/stat")).ok()?;
+        let ticks: u64 = stat[stat.rfind(')')? + 1..].split_whitespace().nth(11)?.parse().ok()?;
+        (ticks > 60).then_some(())
+    };
+    wait_for("some items", done);
+    assert!(signal(leaving.0.id(), "-TERM"));
+    assert!(leaving.0.wait().unwrap().success());
+    let _next = worker(folder, &connect, "cache");
+    wait_for("the end", || small::show(folder, "search")["finished"].as_bool().filter(|finished| *finished));
+    assert_eq!(state(folder, "search"), state(folder, "calm"));
+    let two = |record: &&Record| matches!(record, Record::Result { worker, .. } if worker.contains(WITH));
+    assert_eq!(records(folder).iter().filter(two).count(), 1, "one went on from the other's items");
 }
 
 /// The reports in a cache's spool.

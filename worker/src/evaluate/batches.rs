@@ -117,4 +117,30 @@ mod tests {
             });
         assert!(other.is_err());
     }
+
+    #[test]
+    fn what_is_known_is_not_run_again_and_what_is_found_is_told() {
+        struct Half(Vec<(usize, Vec<u8>)>, Vec<u64>);
+        impl super::super::Watch for Half {
+            fn done(&mut self, items: u64) -> ControlFlow<()> {
+                self.1.push(items);
+                ControlFlow::Continue(())
+            }
+
+            fn known(&self, item: usize) -> Option<&[u8]> {
+                self.0.iter().find(|(known, _)| *known == item).map(|(_, outcome)| outcome.as_slice())
+            }
+
+            fn found(&mut self, item: usize, outcome: Vec<u8>) {
+                self.0.push((item, outcome));
+            }
+        }
+        // Item 9 is known by bytes that are no outcome: it is run.
+        let mut half = Half(vec![(7, 70usize.write()), (9, vec![1])], Vec::new());
+        let chosen = [5, 7, 9];
+        let results = run(&chosen, &[1, 1, 1], 1, &mut half, |batch| Ok(batch.iter().map(|&index| 10 * chosen[index]).collect()));
+        assert_eq!(results.unwrap(), [50, 70, 90]);
+        assert_eq!(half.1, [2, 3]);
+        assert_eq!(half.0[2..], [(5, 50usize.write()), (9, 90usize.write())]);
+    }
 }
