@@ -90,6 +90,26 @@ fn a_worker_that_can_do_nothing_rests_and_its_specs_are_not_blamed() {
 }
 
 #[test]
+fn as_many_sick_workers_as_would_give_a_spec_up_give_none_up() {
+    let mut fleet = fleet(0);
+    (0..4).for_each(|number| fleet.add(spec(number)));
+    fleet.register("well", "h", at(0));
+    for name in ["s", "t", "u"] {
+        fleet.register(name, "h", at(0));
+        for _ in 0..4 {
+            let token = lease(&mut fleet, name, 1);
+            fleet.fail(token, "boom", at(1));
+        }
+        assert!(fleet.lease(name, at(2)).is_none(), "{name} rests");
+        assert_eq!(fleet.expire(at(2)), []);
+    }
+    for _ in 0..4 {
+        let token = lease(&mut fleet, "well", 3);
+        assert_eq!(fleet.commit(token, "well", &scores(5), false, at(3)).given_up, []);
+    }
+}
+
+#[test]
 fn a_spec_is_given_up_once_three_workers_that_are_well_have_failed_on_it() {
     let mut fleet = fleet(0);
     (0..9).for_each(|number| fleet.add(spec(number)));
