@@ -28,11 +28,11 @@ BATCH = 32
 MAX_LENGTH = 96
 
 
-def read_rows(path, limit, seed):
+def read_rows(path, labels, limit, seed):
     """Up to `limit` (text, label index) rows of a JSONL file, drawn without replacement."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     random.Random(seed).shuffle(rows)
-    return [(row["text"], LABELS.index(row["label"])) for row in rows[:limit]]
+    return [(row["text"], labels.index(row["label"])) for row in rows[:limit]]
 
 
 def batches(rows, tokenizer, seed):
@@ -47,18 +47,20 @@ def batches(rows, tokenizer, seed):
         yield tokens, torch.tensor(labels)
 
 
-def balance(rows):
+def balance(rows, labels):
     """Weights of the classes, inverse to how often a domain has them. Domains differ much in that (tweets are mostly negative), and an
     expert that learns the rate of a class instead of its words carries that into every merge."""
-    counts = torch.tensor([max(1, sum(label == index for _, label in rows)) for index in range(len(LABELS))])
-    return len(rows) / (len(LABELS) * counts)
+    counts = torch.tensor([max(1, sum(label == index for _, label in rows)) for index in range(len(labels))])
+    return len(rows) / (len(labels) * counts)
 
 
 def train(domain, directory, arguments):
     """The trained PEFT model of one domain."""
     torch.manual_seed(arguments.seed)
     tokenizer = AutoTokenizer.from_pretrained(directory / "base")
-    model = AutoModelForSequenceClassification.from_pretrained(directory / "base")
+    # Labels of another number need a head of another width, which starts at random.
+    named = dict(enumerate(arguments.labels))
+    model = AutoModelForSequenceClassification.from_pretrained(directory / "base", id2label=named, ignore_mismatched_sizes=True)
     adapter = LoraConfig(
         r=RANK,
         lora_alpha=ALPHA,
@@ -69,8 +71,8 @@ def train(domain, directory, arguments):
         task_type="SEQ_CLS",
     )
     model = get_peft_model(model, adapter)
-    rows = read_rows(directory / "data" / f"{domain}.train.jsonl", arguments.rows, arguments.seed)
-    criterion = torch.nn.CrossEntropyLoss(weight=balance(rows))
+    rows = read_rows(directory / "data" / f"{domain}.train.jsonl", arguments.labels, arguments.rows, arguments.seed)
+    criterion = torch.nn.CrossEntropyLoss(weight=balance(rows, arguments.labels))
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=arguments.learning_rate, weight_decay=0.01)
     steps = arguments.epochs * -(-len(rows) // BATCH)
@@ -109,6 +111,7 @@ def main():
     parser.add_argument("directory", type=Path, help="folder made by `evolver quickstart --prepare-only`")
     parser.add_argument("out", type=Path, help="where the adapters go")
     parser.add_argument("--domains", nargs="*", default=DOMAINS)
+    parser.add_argument("--labels", nargs="*", default=LABELS, help="labels of the data, in the order of the head's outputs")
     parser.add_argument("--rows", type=int, default=2000, help="training rows of each domain")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
