@@ -14,11 +14,11 @@ use evolver_proto::v1::{self, lease_reply::Outcome, report_request};
 
 use self::world::{Served, Worker, resolved, right};
 
-/// What a worker reports that always claims two items too many.
-fn false_scores(assignment: &v1::Assignment) -> report_request::Result {
+/// What a worker reports that claims so many items too many.
+fn claimed(assignment: &v1::Assignment, items: usize) -> report_request::Result {
     let report_request::Result::Scores(mut scores) = right(assignment) else { panic!() };
     let task = &mut scores.tasks[0];
-    task.credits.iter_mut().filter(|credit| **credit < 1.0).take(2).for_each(|credit| *credit = 1.0);
+    task.credits.iter_mut().filter(|credit| **credit < 1.0).take(items).for_each(|credit| *credit = 1.0);
     let mean = task.credits.iter().map(|credit| f64::from(*credit)).sum::<f64>() / task.credits.len() as f64;
     task.metrics.insert("accuracy".into(), mean);
     task.metrics.insert("macro_f1".into(), mean);
@@ -50,7 +50,7 @@ async fn searched(check_every: u32, honest: usize) -> (u64, Replay, Replay) {
         loop {
             match worker.ask(Duration::from_millis(300)).await {
                 Ok(Outcome::Assignment(assignment)) => {
-                    worker.report(assignment.token, false_scores(&assignment)).await;
+                    worker.report(assignment.token, claimed(&assignment, 2)).await;
                     reports += 1;
                 }
                 Ok(Outcome::Idle(_)) => {}
@@ -89,6 +89,46 @@ async fn a_liar_is_caught_within_thirty_reports_and_what_it_said_is_taken_back()
         assert_eq!(stormy.search.best().unwrap().id, calm.search.best().unwrap().id);
         assert!(stormy.authors.values().all(|author| author != "liar"));
     }
+}
+
+/// A worker whose processor rounds otherwise: one item in 24 is another one's. Whether it was distrusted.
+async fn odd_one_out(tolerance: f64) -> bool {
+    let folder = tempfile::tempdir().unwrap();
+    let resolved = resolved(|definition| {
+        definition["stop"]["offspring"] = 60.into();
+        definition["fleet"]["check_every"] = 1.into();
+        definition["fleet"]["tolerance"] = tolerance.into();
+    });
+    let served = Served::comparing(folder.path(), &resolved).await;
+    let honest = ["a", "b", "c"].map(|name| {
+        let address = served.address.clone();
+        tokio::spawn(async move { Worker::join(&address, name).await.work_on().await })
+    });
+    let mut odd = Worker::join(&served.address, "odd").await;
+    let mut reports = 0;
+    loop {
+        match odd.ask(Duration::from_millis(300)).await {
+            Ok(Outcome::Assignment(assignment)) => {
+                odd.report(assignment.token, claimed(&assignment, 1)).await;
+                reports += 1;
+            }
+            Ok(Outcome::Idle(_)) => {}
+            Ok(Outcome::Leave(_)) => break,
+            Err(_) => odd.again().await,
+        }
+    }
+    for worker in honest {
+        worker.await.unwrap();
+    }
+    assert!(served.status().finished && reports > 0);
+    served.end().await.unwrap();
+    folded(folder.path()).distrusted.contains_key("odd")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_processors_roundings_are_no_lie_within_the_tolerance() {
+    assert!(odd_one_out(0.0).await);
+    assert!(!odd_one_out(0.05).await);
 }
 
 #[tokio::test]
