@@ -102,7 +102,10 @@ pub(crate) fn search(resolved: &Resolved, dir: &Path, serving: &Serving, local: 
     let finished = runtime.block_on(serve(resolved, dir, serving, local))?;
     runtime.shutdown_timeout(GRACE);
     if !finished {
-        eprintln!("stopped before the end; the same command continues");
+        let stopped = "stopped before the end; the same command continues";
+        // What supervises a coordinator has to start it again, unless it was the one who stopped it.
+        anyhow::ensure!(local.is_some(), "{stopped}");
+        eprintln!("{stopped}");
         return Ok(());
     }
     let replay = show::open(dir)?;
@@ -212,7 +215,8 @@ async fn serve(resolved: &Resolved, dir: &Path, serving: &Serving, local: Option
                 signal = stop_signal() => {
                     signal?;
                     eprintln!("finishing what is under way; once more to stop at once");
-                    coordinator.pause().await;
+                    // Workers of this machine end with their search; those of others wait for the next coordinator.
+                    coordinator.pause(local.is_some()).await;
                     tokio::spawn(async {
                         stop_signal().await.ok();
                         std::process::exit(1);

@@ -10,6 +10,7 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Stdio},
+    time::{Duration, Instant},
 };
 
 use evolver_coordinator::{
@@ -101,6 +102,24 @@ fn one_that_stands_by_takes_over_and_the_search_ends_as_if_nothing_had_happened(
 }
 
 #[test]
+fn a_coordinator_that_is_stopped_says_that_it_has_not_ended_and_its_workers_wait_for_the_next() {
+    let folder = prepared(&SLOW, 300);
+    let folder = folder.path();
+    small::succeed(folder, &["run", "search.toml", "--dir", "calm"]);
+    let port = port();
+    let mut first = coordinator(folder, port, &[]);
+    let connect = format!("127.0.0.1:{port}");
+    let mut workers = ["cache-1", "cache-2"].map(|cache| worker(folder, &connect, cache));
+    wait_for("results", || (results(folder) >= 3).then_some(()));
+    assert!(signal(first.0.id(), "-TERM"));
+    assert_eq!(first.0.wait().unwrap().code(), Some(1));
+    assert!(workers.iter_mut().all(|worker| worker.0.try_wait().unwrap().is_none()), "they stay");
+    let mut second = coordinator(folder, port, &[]);
+    assert!(second.0.wait().unwrap().success());
+    assert_eq!(state(folder, "search"), state(folder, "calm"));
+}
+
+#[test]
 fn a_worker_that_is_told_to_leave_gives_back_what_it_holds_and_is_gone() {
     let folder = prepared(&SLOW, 4000);
     let folder = folder.path();
@@ -170,11 +189,21 @@ fn what_a_dead_agent_finished_is_handed_in_by_the_next_and_not_scored_again() {
     let connect = format!("127.0.0.1:{}", proxy.port);
     // Answers arrive, and from some moment on nothing that the worker says: it finishes what it has, and cannot say so.
     let mut dying = worker(folder, &connect, "cache");
-    wait_for("a result", || (results(folder) >= 1).then_some(()));
-    // The next scoring is under way.
-    std::thread::sleep(std::time::Duration::from_millis(200));
-    proxy.set(Weather { mute: true, ..Weather::default() });
-    let found = wait_for("a report on disk", || Some(spooled(&folder.join("cache"))).filter(|found| !found.is_empty()));
+    let mut found = Vec::new();
+    // What is muted while it asks for work has none, and is heard once more.
+    while found.is_empty() {
+        proxy.set(Weather::default());
+        let before = results(folder);
+        wait_for("a result", || (results(folder) > before).then_some(()));
+        // The next scoring is under way, most likely.
+        std::thread::sleep(Duration::from_millis(200));
+        proxy.set(Weather { mute: true, ..Weather::default() });
+        let muted = Instant::now();
+        while found.is_empty() && muted.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(20));
+            found = spooled(&folder.join("cache"));
+        }
+    }
     assert_eq!(found.len(), 1);
     dying.0.kill().unwrap();
     dying.0.wait().unwrap();

@@ -10,7 +10,7 @@ use evolver_common::digest::Digest;
 use evolver_coordinator::{journal, service::replay};
 use evolver_proto::{
     PROTOCOL,
-    v1::{evolver_client::EvolverClient, lease_reply::Outcome},
+    v1::{self, evolver_client::EvolverClient, lease_reply::Outcome},
 };
 use tokio::{sync::watch, task::JoinSet};
 use tonic::transport::Endpoint;
@@ -19,14 +19,15 @@ use self::world::{Served, Worker, resolved, right};
 
 /// Each has a connection of its own, and both ends of it are files of this process: below the usual limit of 1,024.
 const WORKERS: usize = 300;
-const OFFSPRING: usize = 3000;
+const OFFSPRING: usize = 4000;
 
 /// Works until it is sent away, and comes back at once wherever its coordinator is by then; how often it registered.
 async fn stubborn(name: String, place: watch::Receiver<String>) -> usize {
     let mut registered = 0;
     loop {
         tokio::time::sleep(Duration::from_millis(1)).await;
-        let Ok(channel) = Endpoint::from_shared(place.borrow().clone()).unwrap().connect().await else { continue };
+        let address = place.borrow().clone();
+        let Ok(channel) = Endpoint::from_shared(address).unwrap().connect().await else { continue };
         let mut worker = Worker { client: EvolverClient::new(channel), name: name.clone(), epoch: 0 };
         let Ok(reply) = worker.register(PROTOCOL).await else { continue };
         worker.epoch = reply.epoch;
@@ -65,7 +66,8 @@ async fn three_hundred_workers_that_come_back_at_once_are_all_served() {
     for index in 0..WORKERS {
         workers.spawn(stubborn(format!("w{index}"), place.clone()));
     }
-    while first.status().committed < 600 {
+    let all_at_work = |status: v1::Status| status.workers.len() == WORKERS && status.committed > 600;
+    while !all_at_work(first.status()) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     first.end().await.ok();
@@ -79,7 +81,8 @@ async fn three_hundred_workers_that_come_back_at_once_are_all_served() {
     second.end().await.unwrap();
     let calm = tempfile::tempdir().unwrap();
     let served = Served::start(calm.path(), &resolved).await;
-    Worker::join(&served.address, "w").await.work().await;
+    let (_tell, place) = watch::channel(served.address.clone());
+    (0..20).map(|index| stubborn(format!("w{index}"), place.clone())).collect::<JoinSet<_>>().join_all().await;
     served.end().await.unwrap();
     assert_eq!(state(folder.path()), state(calm.path()));
 }

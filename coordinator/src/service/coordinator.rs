@@ -72,10 +72,10 @@ impl Coordinator {
         self.status.clone()
     }
 
-    /// Hands out no more work; what is under way is awaited.
-    pub async fn pause(&self) {
+    /// Hands out no more work; what is under way is awaited. Workers leave if they are dismissed, else they wait for the next coordinator.
+    pub async fn pause(&self, dismiss: bool) {
         // A coordinator that has ended needs no pause.
-        self.commands.send(Command::Pause).await.ok();
+        self.commands.send(Command::Pause { dismiss }).await.ok();
     }
 
     /// Ends the coordinator, whoever is still connected. What was handed in is committed; work under way is lost.

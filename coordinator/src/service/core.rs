@@ -86,8 +86,10 @@ pub enum Command {
     Report(Box<v1::ReportRequest>, Reply<v1::ReportReply>),
     Drain(v1::DrainRequest, Reply<v1::DrainReply>),
     Operate(v1::OperateRequest, Reply<v1::OperateReply>),
-    /// Hand out no more work.
-    Pause,
+    /// Hand out no more work, and tell workers that wait for some to leave, or let them wait for the next coordinator.
+    Pause {
+        dismiss: bool,
+    },
 }
 
 struct Waiting {
@@ -127,6 +129,8 @@ pub struct Core<L> {
     ticked: Duration,
     pub(super) published: Duration,
     pub(super) paused: bool,
+    /// Whether workers leave when it is paused.
+    dismissed: bool,
     /// An operator lets everyone wait.
     pub(super) held: bool,
     /// The disk has no room: nothing is handed out.
@@ -188,6 +192,7 @@ impl<L: Log> Core<L> {
             ticked: Duration::ZERO,
             published: Duration::ZERO,
             paused: false,
+            dismissed: false,
             held: false,
             full: false,
             publish: watch::Sender::new(v1::Status::default()),
@@ -284,7 +289,7 @@ impl<L: Log> Core<L> {
             Command::Operate(request, reply) => {
                 reply.send(self.operate(request)).ok();
             }
-            Command::Pause => self.paused = true,
+            Command::Pause { dismiss } => (self.paused, self.dismissed) = (true, dismiss),
         }
     }
 
@@ -521,7 +526,7 @@ impl<L: Log> Core<L> {
         }
         let leave = if self.finished() {
             Some("the search has finished")
-        } else if self.paused {
+        } else if self.dismissed {
             Some("the coordinator is stopping")
         } else {
             None
@@ -538,7 +543,7 @@ impl<L: Log> Core<L> {
                 continue;
             }
             let pointless = free == 0 && waiting.held.is_none() && !tick;
-            let granted = if self.full || self.held || pointless { None } else { self.grant(&waiting) };
+            let granted = if self.full || self.held || self.paused || pointless { None } else { self.grant(&waiting) };
             if let Some((token, spec)) = granted {
                 free = free.saturating_sub(1);
                 let reply = lease_reply(v1::lease_reply::Outcome::Assignment(self.assignment(token, &spec, waiting.since)));

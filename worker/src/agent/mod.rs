@@ -296,33 +296,14 @@ impl Agent {
         };
         let keep = assignment.keep.iter().filter_map(|id| Digest::try_from(id.as_slice()).ok());
         child.send(&ToChild::Work { recipe: assignment.recipe.clone(), portion, keep: keep.collect(), known }).await;
-        let began = Instant::now();
-        let (mut alive, mut beat) = (began, began);
-        let mut progress = (0, 0);
-        loop {
+        let mut scoring = Scoring { parts: &mut under_way.parts, progress: (0, 0), alive: Instant::now() };
+        let (began, mut beat) = (scoring.alive, scoring.alive);
+        let heard = loop {
             let wait = link.heartbeat_interval().saturating_sub(beat.elapsed());
-            match child.event(wait).await {
-                Event::Message(FromChild::Progress { done, total, found }) => {
-                    progress = (done, total);
-                    under_way.parts.extend(found);
-                    alive = Instant::now();
-                }
-                Event::Message(FromChild::Scored { scores, build, score }) => {
-                    let timings = v1::Timings { build, score, ..v1::Timings::default() };
-                    return told(under_way.token, (v1::report_request::Result::Scores(scores_to_wire(&scores)), timings));
-                }
-                Event::Message(FromChild::Failed { class, message }) => return told(under_way.token, failure(class, &message)),
-                Event::Message(FromChild::Ready) => {}
-                Event::Ended(class, message) => {
-                    self.child = None;
-                    if class == FailureClass::Killed {
-                        smaller_batches(&mut self.setup);
-                    }
-                    return told(under_way.token, failure(class, &message));
-                }
-                Event::Silent => {}
+            if let Some(heard) = scoring.hear(child.event(wait).await) {
+                break heard;
             }
-            let over = [(alive, self.hang, "no progress for"), (began, self.limit, "no end after")];
+            let over = [(scoring.alive, self.hang, "no progress for"), (began, self.limit, "no end after")];
             if let Some((_, limit, what)) = over.into_iter().find(|(since, limit, _)| since.elapsed() > *limit) {
                 self.child = None;
                 return told(under_way.token, failure(FailureClass::Hang, &format!("{what} {} seconds", limit.as_secs_f64())));
@@ -331,20 +312,86 @@ impl Agent {
                 continue;
             }
             beat = Instant::now();
-            if link.heartbeat(under_way.token, progress).await == Alive::Yes {
-                continue;
+            let progress = scoring.progress;
+            match scoring.meanwhile(child, link.heartbeat(under_way.token, progress)).await {
+                Ok(Alive::Yes) => continue,
+                Ok(Alive::No) => {}
+                Err(heard) => break heard,
             }
             if helped {
                 self.child = None;
                 return Ok(Ended::Unwanted(None));
             }
             let held = v1::Held { spec: under_way.token.map_or(0, |token| token.spec), work: work.as_bytes().to_vec() };
-            match link.lease(Duration::ZERO, Some(held)).await? {
-                Some(Outcome::Assignment(again)) if work_of(&again) == work => under_way.token = again.token,
-                other => {
-                    // Nobody waits for this any more; a new child is sooner ready than an old one persuaded.
-                    self.child = None;
-                    return Ok(Ended::Unwanted(other));
+            match scoring.meanwhile(child, link.lease(Duration::ZERO, Some(held))).await {
+                Err(heard) => break heard,
+                Ok(reply) => match reply? {
+                    Some(Outcome::Assignment(again)) if work_of(&again) == work => under_way.token = again.token,
+                    other => {
+                        // Nobody waits for this any more; a new child is sooner ready than an old one persuaded.
+                        self.child = None;
+                        return Ok(Ended::Unwanted(other));
+                    }
+                },
+            }
+        };
+        match heard {
+            Heard::Answer(result, timings) => told(under_way.token, (result, timings)),
+            Heard::End(class, message) => {
+                self.child = None;
+                if class == FailureClass::Killed {
+                    smaller_batches(&mut self.setup);
+                }
+                told(under_way.token, failure(class, &message))
+            }
+        }
+    }
+}
+
+/// What a child has said of its attempt so far.
+struct Scoring<'a> {
+    parts: &'a mut Parts,
+    progress: (u64, u64),
+    alive: Instant,
+}
+
+/// The last that is heard of an attempt.
+enum Heard {
+    Answer(v1::report_request::Result, v1::Timings),
+    End(FailureClass, String),
+}
+
+impl Scoring<'_> {
+    fn hear(&mut self, event: Event) -> Option<Heard> {
+        match event {
+            Event::Message(FromChild::Progress { done, total, found }) => {
+                self.progress = (done, total);
+                self.parts.extend(found);
+                self.alive = Instant::now();
+                None
+            }
+            Event::Message(FromChild::Scored { scores, build, score }) => {
+                let timings = v1::Timings { build, score, ..v1::Timings::default() };
+                Some(Heard::Answer(v1::report_request::Result::Scores(scores_to_wire(&scores)), timings))
+            }
+            Event::Message(FromChild::Failed { class, message }) => {
+                let (result, timings) = failure(class, &message);
+                Some(Heard::Answer(result, timings))
+            }
+            Event::Ended(class, message) => Some(Heard::End(class, message)),
+            Event::Message(FromChild::Ready) | Event::Silent => None,
+        }
+    }
+
+    /// Awaits an answer from elsewhere, and listens to the child meanwhile: a full pipe would hold it up for as long as the coordinator is away.
+    async fn meanwhile<T>(&mut self, child: &mut Child, answer: impl Future<Output = T>) -> Result<T, Heard> {
+        tokio::pin!(answer);
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut answer => return Ok(answer),
+                event = child.event(Duration::from_secs(60)) => if let Some(heard) = self.hear(event) {
+                    return Err(heard);
                 }
             }
         }
