@@ -155,7 +155,7 @@ fn losses(whole: &Scores, without: &Scores) -> Vec<Loss> {
 
 fn text(rows: &[(&Probe, Vec<Loss>)], tasks: &[&str], items: usize) -> String {
     let mut out = format!(
-        "What each task loses, in points on {items} dev items, where an expert is left out of a range of layers (in brackets: standard errors):\n\n{:<20} {:<12}",
+        "What each task loses, in points on {items} dev items, where an expert is left out of a range of layers (in brackets: the same in standard errors):\n\n{:<20} {:<12}",
         "without", "layers"
     );
     for task in tasks {

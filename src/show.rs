@@ -69,6 +69,9 @@ fn json(replay: &Replay, dir: &Path) -> Value {
             "id": best.id, "digest": table::best_digest(replay, dir), "name": best.name, "dev": best.dev, "test": test(best), "recipe": best.recipe.to_string(),
         })),
         "front": search.front().iter().map(member).collect::<Value>(),
+        "enqueued": search.guests().iter().map(|guest| json!({
+            "id": guest.individual.id, "name": guest.individual.name, "dev": guest.scored.then_some(guest.individual.dev), "accepted": guest.accepted,
+        })).collect::<Value>(),
         "population": search.population().iter().map(member).collect::<Value>(),
         "seconds": replay.spent.seconds,
         "failed_attempts": replay.failed_attempts.len(),
@@ -120,6 +123,7 @@ fn text(replay: &Replay) -> String {
     }
     out.push_str(&table::text(replay));
     out.push_str(&table::front(replay));
+    out.push_str(&table::guests(replay));
     if let Some(best) = search.best() {
         out.push_str(&format!("\nThe best is {}:\n\n{}\n", best.id, best.recipe));
     }

@@ -3,7 +3,10 @@
 use std::{fmt::Write as _, fs, path::Path};
 
 use evolver_common::{checkpoint::write, digest::Digest, score::Scores};
-use evolver_coordinator::{search::Individual, service::Replay};
+use evolver_coordinator::{
+    search::{Guest, Individual},
+    service::Replay,
+};
 use serde_json::{Map, Value, json};
 
 /// The file with the table's rows, in a search's folder.
@@ -140,6 +143,21 @@ pub(crate) fn text(replay: &Replay) -> String {
             write!(out, " {:>26}", metrics.iter().map(metric).collect::<Vec<_>>().join("  ")).ok();
         }
         out.push('\n');
+    }
+    out
+}
+
+/// What became of the models that were enqueued, for people; nothing where there was none.
+pub(crate) fn guests(replay: &Replay) -> String {
+    let mut out = String::new();
+    for guest in replay.search.guests() {
+        let (id, name) = (guest.individual.id.to_string(), &guest.individual.name);
+        let end = match guest {
+            Guest { scored: false, .. } => "it could not be scored".to_owned(),
+            Guest { accepted: true, .. } => format!("{:.1} on dev, accepted", 100.0 * guest.individual.dev),
+            _ => format!("{:.1} on dev, not accepted", 100.0 * guest.individual.dev),
+        };
+        writeln!(out, "\nEnqueued as {name} ({}): {end}", &id[..12]).ok();
     }
     out
 }

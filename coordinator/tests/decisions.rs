@@ -70,6 +70,8 @@ fn a_finished_search_goes_on_with_what_was_enqueued_when_its_limit_is_raised() {
         assert_eq!(ended.search.counters().issued, 20);
         let first_stage = |record: &&Record| matches!(record, Record::Result { recipe, .. } if *recipe == handed_in.id());
         assert!(records.iter().any(|record| first_stage(&record)), "{rule}: what was handed in has been scored");
+        let guests: Vec<_> = ended.search.guests().iter().map(|guest| (guest.individual.id, guest.scored)).collect();
+        assert_eq!(guests, [(handed_in.id(), true)], "{rule}: and what became of it is told");
         // The definition's file still has the old limit: what was raised stays raised.
         assert_eq!(replay(&records, Some(&resolved)).unwrap().search.state_hash(), ended.search.state_hash());
     }

@@ -57,6 +57,8 @@ pub struct Search {
     passed: VecDeque<u64>,
     /// Models from outside that wait to be drawn, and the offspring that are drawn before them at least.
     enqueued: VecDeque<(u64, Named)>,
+    /// What became of those that were drawn.
+    guests: Vec<Guest>,
     drawn: u64,
     absorbed: u64,
     /// The start models that could be scored; the population until there is a strategy.
@@ -89,6 +91,17 @@ enum PendingRole {
     Start(Kind, Box<Individual>),
     /// A stage of the trial with this number.
     Stage(u64),
+}
+
+/// A model that was enqueued, and what became of it.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    /// The model, with its scores as far as it was scored.
+    pub individual: Individual,
+    /// Whether it could be scored.
+    pub scored: bool,
+    /// Whether it took its rival's place.
+    pub accepted: bool,
 }
 
 /// An offspring on its way.
@@ -129,6 +142,7 @@ impl Search {
             trials: BTreeMap::new(),
             passed: VecDeque::new(),
             enqueued: VecDeque::new(),
+            guests: Vec::new(),
             drawn: 0,
             absorbed: 0,
             start: Vec::new(),
@@ -447,6 +461,9 @@ impl Search {
         let complete = scored && self.course.is_last(trial.stage);
         self.counters.committed += 1;
         self.counters.failed += u64::from(!scored);
+        if !individual.name.is_empty() {
+            self.guests.push(Guest { individual: individual.clone(), scored, accepted });
+        }
         if let Some(strategy) = &mut self.strategy {
             strategy.tell(offspring, &Told { individual, scored, complete, accepted });
         }
@@ -593,6 +610,12 @@ impl Search {
     #[must_use]
     pub fn front(&self) -> &[Individual] {
         self.front.members()
+    }
+
+    /// The models that were enqueued and have been decided, in their order.
+    #[must_use]
+    pub fn guests(&self) -> &[Guest] {
+        &self.guests
     }
 
     /// The best by dev, if anything was scored; where the strategy says what its final model is, that.
