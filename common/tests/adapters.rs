@@ -1,9 +1,11 @@
 //! PEFT adapters against what the real peft merges (`golden/make_adapters.py`).
 #![expect(clippy::unwrap_used, reason = "a test's helper fails as its test does")]
 
-use std::{path::Path, sync::Arc};
+use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
-use evolver_common::checkpoint::Checkpoint;
+use evolver_common::checkpoint::{Checkpoint, Patterns, fit};
+use half::f16;
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 const CASES: [&str; 12] = [
     "plain",
@@ -55,4 +57,27 @@ fn adapters_read_as_peft_merges_them() {
         }
         assert!(changed > 0, "{case} changes nothing");
     }
+}
+
+#[test]
+fn what_an_adapter_saves_along_may_be_of_another_type_than_its_base() {
+    let saved = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/adapters/saved");
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(saved.join("adapter_config.json"), folder.path().join("adapter_config.json")).unwrap();
+    let bytes = fs::read(saved.join("adapter_model.safetensors")).unwrap();
+    let narrow = |bytes: &[u8]| -> Vec<u8> {
+        let (values, _) = bytes.as_chunks::<4>();
+        values.iter().flat_map(|value| f16::from_f32(f32::from_le_bytes(*value)).to_le_bytes()).collect()
+    };
+    let parts = SafeTensors::deserialize(&bytes).unwrap();
+    let parts: BTreeMap<_, _> =
+        parts.tensors().into_iter().map(|(name, view)| (name, (view.shape().to_vec(), narrow(view.data())))).collect();
+    let views = parts.iter().map(|(name, (shape, data))| (name, TensorView::new(Dtype::F16, shape.clone(), data).unwrap()));
+    safetensors::serialize_to_file(views, None, &folder.path().join("adapter_model.safetensors")).unwrap();
+
+    let base = Arc::new(Checkpoint::open(&saved.join("base.safetensors")).unwrap());
+    let adapted = Checkpoint::open_over(folder.path(), &base).unwrap();
+    let along = adapted.tensors().iter().filter(|(name, info)| info.dtype != base.tensors()[*name].dtype).count();
+    assert!(along > 0, "something is saved along in F16");
+    fit(&base, &[("adapted", &adapted)], &Patterns::default()).unwrap();
 }

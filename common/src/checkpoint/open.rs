@@ -240,6 +240,11 @@ impl Checkpoint {
         Ok(Self { path: path.to_owned(), files: parts.files, tensors, places, base: Some(Arc::clone(base)) })
     }
 
+    /// Whether it is a view over a base.
+    pub(super) fn is_over_a_base(&self) -> bool {
+        self.base.is_some()
+    }
+
     fn from_files(path: &Path, paths: &[PathBuf], index: Option<&BTreeMap<String, String>>) -> Result<Self, OpenError> {
         let mut files = Vec::with_capacity(paths.len());
         let mut tensors = BTreeMap::new();
