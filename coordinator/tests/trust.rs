@@ -91,7 +91,7 @@ async fn a_liar_is_caught_within_thirty_reports_and_what_it_said_is_taken_back()
     }
 }
 
-/// A worker whose processor rounds otherwise: one item in 24 is another one's. Whether it was distrusted.
+/// A worker whose processor rounds otherwise: one item of each task is not the others', which is 1 in 8 of the sealed ones. Whether it was distrusted.
 async fn odd_one_out(tolerance: f64) -> bool {
     let folder = tempfile::tempdir().unwrap();
     let resolved = resolved(|definition| {
@@ -100,11 +100,11 @@ async fn odd_one_out(tolerance: f64) -> bool {
         definition["fleet"]["tolerance"] = tolerance.into();
     });
     let served = Served::comparing(folder.path(), &resolved).await;
+    let mut odd = Worker::join(&served.address, "odd").await;
     let honest = ["a", "b", "c"].map(|name| {
         let address = served.address.clone();
         tokio::spawn(async move { Worker::join(&address, name).await.work_on().await })
     });
-    let mut odd = Worker::join(&served.address, "odd").await;
     let mut reports = 0;
     loop {
         match odd.ask(Duration::from_millis(300)).await {
@@ -128,7 +128,7 @@ async fn odd_one_out(tolerance: f64) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_processors_roundings_are_no_lie_within_the_tolerance() {
     assert!(odd_one_out(0.0).await);
-    assert!(!odd_one_out(0.05).await);
+    assert!(!odd_one_out(0.15).await);
 }
 
 #[tokio::test]
