@@ -67,7 +67,6 @@ async fn searched(check_every: u32, honest: usize) -> (u64, Replay, Replay) {
     assert!(status.finished, "{status:?}");
     let liar = status.workers.iter().find(|worker| worker.worker == "liar").unwrap();
     assert!(liar.withheld.contains("false scores"), "{liar:?}");
-    assert!(status.retracted > 0);
     served.end().await.unwrap();
     let records = journal::read(folder.path()).unwrap();
     assert!(records.iter().any(|record| matches!(record, Record::Distrust { worker, .. } if worker == "liar")));
@@ -80,6 +79,7 @@ async fn searched(check_every: u32, honest: usize) -> (u64, Replay, Replay) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_liar_is_caught_within_thirty_reports_and_what_it_said_is_taken_back() {
+    let mut taken_back = 0;
     for _ in 0..3 {
         let (reports, stormy, calm) = searched(50, 3).await;
         println!("caught after {reports} reports, {} results taken back", stormy.retracted);
@@ -88,7 +88,10 @@ async fn a_liar_is_caught_within_thirty_reports_and_what_it_said_is_taken_back()
         assert_eq!(stormy.search.state_hash(), calm.search.state_hash());
         assert_eq!(stormy.search.best().unwrap().id, calm.search.best().unwrap().id);
         assert!(stormy.authors.values().all(|author| author != "liar"));
+        taken_back += stormy.retracted;
     }
+    // It may be caught before anything stood on its word alone, but hardly ever three times.
+    assert!(taken_back > 0);
 }
 
 /// A worker whose processor rounds otherwise: one item of each task is not the others', which is 1 in 8 of the sealed ones. Whether it was distrusted.
