@@ -134,6 +134,26 @@ fn a_standstill_is_an_attempt_that_failed() {
 }
 
 #[test]
+fn dev_data_that_changed_meanwhile_are_refused_and_the_search_goes_on_when_they_are_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    small::search(folder, &TINY, 60, 8);
+    small::succeed(folder, &["run", "search.toml", "--dir", "search"]);
+    let (before, data) = (small::show(folder, "search"), folder.join("dev.jsonl"));
+    let (was, set) = (std::fs::read_to_string(&data).unwrap(), ["--set", "stop.offspring=12"]);
+    std::fs::write(&data, was.replacen("label1", "label2", 1)).unwrap();
+    let refused = small::run(folder, &[&["run", "search.toml", "--dir", "search"], &set[..]].concat());
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(2), "{words}");
+    assert!(words.contains("dev"), "{words}");
+    assert_eq!(small::show(folder, "search")["state_hash"], before["state_hash"]);
+    // And back again.
+    std::fs::write(&data, &was).unwrap();
+    small::succeed(folder, &[&["run", "search.toml", "--dir", "search"], &set[..]].concat());
+    assert_eq!(small::show(folder, "search")["offspring"]["committed"], 12);
+}
+
+#[test]
 fn a_model_that_overflows_is_given_up_and_the_others_go_on() {
     let folder = tempfile::tempdir().unwrap();
     small::search(folder.path(), &TINY, 30, 6);

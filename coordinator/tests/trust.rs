@@ -25,6 +25,22 @@ fn claimed(assignment: &v1::Assignment, items: usize) -> report_request::Result 
     report_request::Result::Scores(scores)
 }
 
+/// Works, claiming so many items too many, until it is told to leave; the reports that it made.
+async fn claiming(mut worker: Worker, items: usize) -> u64 {
+    let mut reports = 0;
+    loop {
+        match worker.ask(Duration::from_millis(300)).await {
+            Ok(Outcome::Assignment(assignment)) => {
+                worker.report(assignment.token, claimed(&assignment, items)).await;
+                reports += 1;
+            }
+            Ok(Outcome::Idle(_)) => {}
+            Ok(Outcome::Leave(_)) => return reports,
+            Err(_) => worker.again().await,
+        }
+    }
+}
+
 fn folded(folder: &std::path::Path) -> Replay {
     replay(&journal::read(folder).unwrap(), None).unwrap()
 }
@@ -44,21 +60,7 @@ async fn searched(check_every: u32, honest: usize) -> (u64, Replay, Replay) {
         workers.push(tokio::spawn(async move { Worker::join(&address, &format!("honest{index}")).await.work_on().await }));
     }
     let address = served.address.clone();
-    let liar = tokio::spawn(async move {
-        let mut worker = Worker::join(&address, "liar").await;
-        let mut reports = 0;
-        loop {
-            match worker.ask(Duration::from_millis(300)).await {
-                Ok(Outcome::Assignment(assignment)) => {
-                    worker.report(assignment.token, claimed(&assignment, 2)).await;
-                    reports += 1;
-                }
-                Ok(Outcome::Idle(_)) => {}
-                Ok(Outcome::Leave(_)) => return reports,
-                Err(_) => worker.again().await,
-            }
-        }
-    });
+    let liar = tokio::spawn(async move { claiming(Worker::join(&address, "liar").await, 2).await });
     for worker in workers {
         worker.await.unwrap();
     }
@@ -103,23 +105,12 @@ async fn odd_one_out(tolerance: f64) -> bool {
         definition["fleet"]["tolerance"] = tolerance.into();
     });
     let served = Served::comparing(folder.path(), &resolved).await;
-    let mut odd = Worker::join(&served.address, "odd").await;
+    let odd = Worker::join(&served.address, "odd").await;
     let honest = ["a", "b", "c"].map(|name| {
         let address = served.address.clone();
         tokio::spawn(async move { Worker::join(&address, name).await.work_on().await })
     });
-    let mut reports = 0;
-    loop {
-        match odd.ask(Duration::from_millis(300)).await {
-            Ok(Outcome::Assignment(assignment)) => {
-                odd.report(assignment.token, claimed(&assignment, 1)).await;
-                reports += 1;
-            }
-            Ok(Outcome::Idle(_)) => {}
-            Ok(Outcome::Leave(_)) => break,
-            Err(_) => odd.again().await,
-        }
-    }
+    let reports = claiming(odd, 1).await;
     for worker in honest {
         worker.await.unwrap();
     }
