@@ -226,6 +226,10 @@ async fn serve(resolved: &Resolved, dir: &Path, serving: &Serving, local: Option
             }
         };
         progress.end();
+        if finished && local.is_none() {
+            // Workers elsewhere hear of the end when they ask for work; one that finds nobody then would wait its patience out.
+            tokio::time::sleep(GRACE).await;
+        }
         workers.wait(if finished || current_pause(&status) { GRACE } else { Duration::ZERO }).await;
         stop.send(()).ok();
         anyhow::Ok(finished)

@@ -134,7 +134,7 @@ fn a_standstill_is_an_attempt_that_failed() {
 }
 
 #[test]
-fn dev_data_that_changed_meanwhile_are_refused_and_the_search_goes_on_when_they_are_back() {
+fn dev_data_that_changed_meanwhile_are_refused_by_both_sides_and_the_search_goes_on_when_they_are_back() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     small::search(folder, &TINY, 60, 8);
@@ -147,9 +147,21 @@ fn dev_data_that_changed_meanwhile_are_refused_and_the_search_goes_on_when_they_
     assert_eq!(refused.status.code(), Some(2), "{words}");
     assert!(words.contains("dev"), "{words}");
     assert_eq!(small::show(folder, "search")["state_hash"], before["state_hash"]);
-    // And back again.
+    // A worker's, under a coordinator that began before the change.
     std::fs::write(&data, &was).unwrap();
-    small::succeed(folder, &[&["run", "search.toml", "--dir", "search"], &set[..]].concat());
+    let listen = ["coordinator", "search.toml", "--dir", "search", "--listen", "127.0.0.1:0"];
+    let mut coordinator = small::evolver(folder, &[&listen, &set[..]].concat()).stderr(Stdio::piped()).spawn().unwrap();
+    let said = BufReader::new(coordinator.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let mut said = said.skip_while(|line| !line.contains("--connect"));
+    let address = said.next().unwrap().rsplit(' ').next().unwrap().to_owned();
+    std::thread::spawn(move || said.for_each(drop));
+    std::fs::write(&data, was.replacen("label1", "label2", 1)).unwrap();
+    let refused = small::run(folder, &["worker", "--connect", &address]);
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && words.contains("dev.jsonl"), "{words}");
+    std::fs::write(&data, &was).unwrap();
+    small::succeed(folder, &["worker", "--connect", &address]);
+    assert!(coordinator.wait().unwrap().success());
     assert_eq!(small::show(folder, "search")["offspring"]["committed"], 12);
 }
 
