@@ -37,7 +37,7 @@ pub const TOKENIZER_FILES: [&str; 11] = [
 const OTHER_FILES: [&str; 3] = ["generation_config.json", "preprocessor_config.json", "processor_config.json"];
 
 /// Elements that are rounded and written at a time: what a thread's buffer holds.
-const WRITE_ELEMENTS: usize = 1 << 16;
+const WRITE_ELEMENTS: usize = 1 << 18;
 
 /// A folder that cannot be written.
 #[derive(Debug, Error)]

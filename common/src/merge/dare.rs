@@ -6,7 +6,8 @@
 
 use super::{
     Base, Combine, Method, ParameterSpec, Pass, Settings,
-    sparse::{COMMON, Piece, RESCALE_BY, SEED, Sparse, Sparsify, normalize, rescale, streams},
+    lanes::LANES,
+    sparse::{self, COMMON, Draws, Piece, RESCALE_BY, SEED, Sparse, Sparsify, normalize, rescale, streams},
 };
 use crate::{
     rng::{self, Stream},
@@ -42,27 +43,32 @@ fn prepare(settings: &Settings, pass: &Pass<'_>, elect: bool) -> Box<dyn Combine
 }
 
 impl Sparsify for Dropout {
-    fn draw(&self, piece: &Piece<'_>, factors: &mut [f64]) {
+    const DRAWS: bool = true;
+
+    fn draw(&self, piece: &Piece<'_>, draws: &mut Draws) {
         let density = self.densities[piece.tensor()][piece.model];
         if density >= 1.0 {
-            return;
+            return draws.kept.fill(u64::MAX);
         }
         let threshold = rng::threshold(density);
-        let kept = if self.divide[piece.tensor()] { 1.0 / density } else { 1.0 };
         let stream = &self.streams[piece.tensor()][piece.model];
-        let mut draws = [0; DRAWS];
-        for (start, factors) in (piece.offset()..).step_by(DRAWS).zip(factors.chunks_mut(DRAWS)) {
-            let draws = &mut draws[..factors.len()];
-            stream.fill(start, draws);
+        let mut numbers = [0; DRAWS];
+        for (start, kept) in (piece.offset()..).step_by(DRAWS).zip(draws.kept.chunks_mut(DRAWS / LANES)) {
+            stream.fill(start, &mut numbers);
             simd::dispatch(
                 #[inline(always)]
                 || {
-                    for (factor, draw) in factors.iter_mut().zip(&*draws) {
-                        *factor = if rng::falls(*draw, threshold) { kept } else { 0.0 };
+                    for (kept, numbers) in kept.iter_mut().zip(numbers.as_chunks::<LANES>().0) {
+                        *kept = sparse::bits(numbers, |number| rng::falls(number, threshold));
                     }
                 },
             );
         }
+    }
+
+    fn factor(&self, tensor: usize, model: usize) -> f64 {
+        let density = self.densities[tensor][model];
+        if self.divide[tensor] && density > 0.0 { 1.0 / density } else { 1.0 }
     }
 }
 

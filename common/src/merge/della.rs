@@ -7,11 +7,12 @@
 
 use super::{
     Base, Combine, Default, Kind, Method, ParameterSpec, Pass, Scope, Settings,
-    sparse::{COMMON, Piece, RESCALE_BY, SEED, Sparse, Sparsify, normalize, rescale, streams},
+    lanes::LANES,
+    sparse::{self, COMMON, Draws, Piece, RESCALE_BY, SEED, Sparse, Sparsify, normalize, rescale, streams},
 };
 use crate::{
     recipe::{Merge, Parameters, Value},
-    rng::{self, Stream},
+    rng::Stream,
     simd,
 };
 
@@ -78,40 +79,74 @@ fn all_numbers(value: &Value) -> Vec<f64> {
 }
 
 impl Sparsify for MagPrune {
+    const DRAWS: bool = true;
+
     fn unit(&self, shape: &[usize]) -> usize {
         // The lines along the second side that share an index of the first; a vector is one line.
         if shape.len() < 2 { shape.iter().product() } else { shape[1..].iter().product() }
     }
 
-    fn draw(&self, piece: &Piece<'_>, factors: &mut [f64]) {
+    fn draw(&self, piece: &Piece<'_>, draws: &mut Draws) {
         let density = self.densities[piece.tensor()][piece.model];
         if density >= 1.0 {
-            return;
+            return draws.kept.fill(u64::MAX);
         }
         if density <= 0.0 {
-            return factors.fill(0.0);
+            return;
         }
-        let (mut magnitudes, mut draws) = (Vec::new(), vec![0; factors.len()]);
+        let mut magnitudes = Vec::new();
         piece.magnitudes(&mut magnitudes);
-        self.streams[piece.tensor()][piece.model].fill(piece.offset(), &mut draws);
-        let line = Line { density, epsilon: self.epsilons[piece.tensor()][piece.model], divide: self.divide[piece.tensor()] };
+        let mut numbers = vec![0; magnitudes.len()];
+        self.streams[piece.tensor()][piece.model].fill(piece.offset(), &mut numbers);
+        let divide = self.divide[piece.tensor()];
+        let line = Line { density, epsilon: self.epsilons[piece.tensor()][piece.model], divide };
+        draws.factors.resize(if divide { numbers.len() } else { 0 }, 0.0);
         // A line's elements stand `inner` apart; a piece may hold lines of several rows of a matrix.
         let inner: usize = piece.shape().get(2..).unwrap_or(&[]).iter().product();
         let length = (self.unit(piece.shape()) / inner.max(1)).max(1);
-        if inner == 1 {
-            let lines = magnitudes.chunks(length).zip(draws.chunks(length)).zip(factors.chunks_mut(length));
-            lines.for_each(|((magnitudes, draws), factors)| line.draw(magnitudes, draws, factors));
-            return;
-        }
-        for block in 0..factors.len() / (length * inner).max(1) {
+        let mut of_line = LineDraws::default();
+        for block in 0..numbers.len() / (length * inner).max(1) {
             for first in (0..inner).map(|first| block * length * inner + first) {
-                let along = |numbers: &[u32]| (0..length).map(|index| numbers[first + index * inner]).collect::<Vec<_>>();
-                let mut of_line = vec![1.0; length];
-                line.draw(&along(&magnitudes), &along(&draws), &mut of_line);
-                of_line.iter().enumerate().for_each(|(index, factor)| factors[first + index * inner] = *factor);
+                let along = (first..).step_by(inner).take(length);
+                of_line.magnitudes.clear();
+                of_line.magnitudes.extend(along.clone().map(|at| magnitudes[at]));
+                of_line.numbers.clear();
+                of_line.numbers.extend(along.clone().map(|at| numbers[at]));
+                line.draw(&mut of_line);
+                for (index, at) in along.enumerate() {
+                    numbers[at] = of_line.numbers[index];
+                    if divide {
+                        draws.factors[at] = of_line.factors[index];
+                    }
+                }
             }
         }
+        numbers.resize(numbers.len().next_multiple_of(LANES), 0);
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (kept, numbers) in draws.kept.iter_mut().zip(numbers.as_chunks::<LANES>().0) {
+                    *kept = sparse::bits(numbers, |number| number == KEPT);
+                }
+            },
+        );
     }
+}
+
+/// What stands for a number that was drawn, when it is decided.
+const KEPT: u32 = 1;
+const DROPPED: u32 = 0;
+
+/// One line, and what is drawn for it.
+#[derive(Default)]
+struct LineDraws {
+    magnitudes: Vec<u32>,
+    /// Random numbers, and then [`KEPT`] or [`DROPPED`].
+    numbers: Vec<u32>,
+    /// What is kept is multiplied by these, where that is asked for.
+    factors: Vec<f64>,
+    /// Places that are to be looked at again.
+    open: Vec<u16>,
 }
 
 /// How one line is pruned.
@@ -121,9 +156,10 @@ struct Line {
     divide: bool,
 }
 
-/// Most bins that a line's magnitudes are sorted into, and the powers of two that they span.
+/// Most bins that a line's magnitudes are sorted into, the powers of two that they span, and the elements that there is a bin for.
 const BINS: usize = 1024;
 const OCTAVES: usize = 16;
+const PER_BIN: usize = 4;
 /// Bits of an F32's mantissa.
 const MANTISSA: u32 = 23;
 /// Elements from which on a line is sorted outright.
@@ -133,78 +169,124 @@ impl Line {
     /// The probability of being kept at a rank.
     #[inline(always)]
     #[expect(clippy::cast_precision_loss, reason = "a place in a line")]
-    fn probability(&self, rank: usize, length: usize) -> f64 {
-        let place = if length > 1 { rank as f64 / (length - 1) as f64 } else { 0.5 };
+    fn probability(&self, rank: u32, length: usize) -> f64 {
+        let place = if length > 1 { f64::from(rank) / (length - 1) as f64 } else { 0.5 };
         self.density - self.epsilon + place * 2.0 * self.epsilon
     }
 
-    fn draw(&self, magnitudes: &[u32], draws: &[u32], factors: &mut [f64]) {
-        if self.divide || magnitudes.len() >= LONG {
-            self.draw_by_sort(magnitudes, draws, factors);
+    /// The number that draws fall below at a rank: [`rng::threshold`] in 32 bits, since no probability is 1.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "probabilities lie between 0 and 1")]
+    fn threshold(&self, rank: u32, length: usize) -> u32 {
+        (self.probability(rank, length) * 4_294_967_296.0 + 0.5) as u32
+    }
+
+    fn draw(&self, line: &mut LineDraws) {
+        if self.divide || line.magnitudes.len() >= LONG {
+            self.draw_by_sort(line);
         } else {
-            self.draw_by_bins(magnitudes, draws, factors);
+            simd::dispatch(
+                #[inline(always)]
+                || self.draw_by_bins(line),
+            );
         }
     }
 
-    fn draw_by_sort(&self, magnitudes: &[u32], draws: &[u32], factors: &mut [f64]) {
+    fn draw_by_sort(&self, line: &mut LineDraws) {
         // The place below the magnitude breaks ties.
-        let mut line: Vec<_> =
-            magnitudes.iter().enumerate().map(|(index, magnitude)| (u64::from(*magnitude) << 32) | index as u64).collect();
-        line.sort_unstable();
-        for (rank, key) in line.iter().enumerate() {
+        let mut order: Vec<_> = (0..).zip(&line.magnitudes).map(|(place, magnitude)| u64::from(*magnitude) << 32 | place).collect();
+        order.sort_unstable();
+        line.factors.resize(order.len(), 0.0);
+        for (rank, key) in (0..).zip(&order) {
             let at = (key & 0xffff_ffff) as usize;
-            let probability = self.probability(rank, line.len());
-            let kept = if self.divide { 1.0 / probability } else { 1.0 };
-            factors[at] = if rng::falls(draws[at], rng::threshold(probability)) { kept } else { 0.0 };
+            line.factors[at] = 1.0 / self.probability(rank, order.len());
+            line.numbers[at] = if line.numbers[at] < self.threshold(rank, order.len()) { KEPT } else { DROPPED };
         }
     }
 
-    /// The same without a sort: probabilities grow with the rank, so nearly all draws are decided by the ranks that an element's bin may have. Only for
-    /// the few others the rank is counted.
-    fn draw_by_bins(&self, magnitudes: &[u32], draws: &[u32], factors: &mut [f64]) {
+    /// The same without a sort: probabilities grow with the rank, so most draws are decided whatever the rank, and nearly all others by the ranks that an
+    /// element's bin may have. Only for the few that are left the rank is counted.
+    #[inline(always)]
+    fn draw_by_bins(&self, line: &mut LineDraws) {
+        let LineDraws { magnitudes, numbers, open, .. } = line;
         let length = magnitudes.len();
-        let bins = length.next_power_of_two().clamp(4 * OCTAVES, BINS);
-        let shift = MANTISSA - (bins / OCTAVES).ilog2();
-        let top = simd::dispatch(
-            #[inline(always)]
-            || magnitudes.iter().fold(0, |top, magnitude| top.max(*magnitude)),
-        );
-        #[expect(clippy::cast_possible_truncation, reason = "at most 1024 bins")]
-        let lowest = (top >> shift).saturating_sub(bins as u32 - 1);
-        let bin = |magnitude: u32| (magnitude >> shift).saturating_sub(lowest) as usize % BINS;
-        let mut counts = [0u32; BINS];
-        magnitudes.iter().for_each(|magnitude| counts[bin(*magnitude)] += 1);
-        // Draws below the first number of a bin are kept, those from the second on are dropped. No probability is 1, so they fit 32 bits.
-        let mut bounds = [(0, 0); BINS];
-        let mut before = 0;
-        for (bounds, count) in bounds.iter_mut().zip(&counts[..bins]).filter(|(_, count)| **count > 0) {
-            let threshold = |rank| u32::try_from(rng::threshold(self.probability(rank, length))).unwrap_or(u32::MAX);
-            let count = *count as usize;
-            *bounds = (threshold(before), threshold(before + count - 1));
-            before += count;
+        let bins = Bins::over(magnitudes, (length / PER_BIN).next_power_of_two().clamp(4 * OCTAVES, BINS));
+        #[expect(clippy::cast_possible_truncation, reason = "long lines are sorted")]
+        let range = (self.threshold(0, length), self.threshold(length as u32 - 1, length));
+        open.resize(length, 0);
+        let mut count = 0;
+        for (at, number) in (0..).zip(&*numbers) {
+            open[count] = at;
+            count += usize::from((*number >= range.0) & (*number < range.1));
         }
-        for (at, ((magnitude, draw), factor)) in magnitudes.iter().zip(draws).zip(factors).enumerate() {
-            let (low, high) = bounds[bin(*magnitude)];
-            *factor = f64::from(u8::from(*draw < low));
-            if (*draw >= low) & (*draw < high) {
-                let probability = self.probability(rank(magnitudes, at), length);
-                *factor = f64::from(u8::from(rng::falls(*draw, rng::threshold(probability))));
-            }
+        let undecided: Vec<_> = open[..count].iter().map(|at| numbers[usize::from(*at)]).collect();
+        for number in &mut *numbers {
+            *number = if *number < range.0 { KEPT } else { DROPPED };
+        }
+        let (mut low, mut high) = bins.ranks(magnitudes);
+        for bound in low[..bins.count].iter_mut().chain(&mut high[..bins.count]) {
+            *bound = self.threshold(*bound, length);
+        }
+        for (at, number) in open[..count].iter().map(|at| usize::from(*at)).zip(undecided) {
+            let bin = bins.of(magnitudes[at]);
+            // Draws below the first bound of a bin are kept, those from the second on are dropped.
+            let kept = number < low[bin] || number < high[bin] && number < self.threshold(rank(magnitudes, at), length);
+            numbers[at] = if kept { KEPT } else { DROPPED };
         }
     }
 }
 
+/// A line's magnitudes in bins of equal width on a logarithmic scale, the lowest of which holds all that is smaller.
+struct Bins {
+    shift: u32,
+    lowest: u32,
+    count: usize,
+}
+
+impl Bins {
+    #[inline(always)]
+    fn over(magnitudes: &[u32], count: usize) -> Self {
+        let shift = MANTISSA - (count / OCTAVES).ilog2();
+        let top = magnitudes.iter().fold(0, |top, magnitude| top.max(*magnitude));
+        #[expect(clippy::cast_possible_truncation, reason = "at most 1024 bins")]
+        let lowest = (top >> shift).saturating_sub(count as u32 - 1);
+        Self { shift, lowest, count }
+    }
+
+    #[inline(always)]
+    fn of(&self, magnitude: u32) -> usize {
+        (magnitude >> self.shift).saturating_sub(self.lowest) as usize % BINS
+    }
+
+    /// The first and the last rank of each bin's magnitudes; of an empty bin, which no magnitude asks for, whatever.
+    #[inline(always)]
+    fn ranks(&self, magnitudes: &[u32]) -> ([u32; BINS], [u32; BINS]) {
+        // Neighbours count apart, so that equal ones do not wait for each other.
+        let mut counts = [[0u32; BINS]; 2];
+        let (pairs, odd) = magnitudes.as_chunks::<2>();
+        for [a, b] in pairs {
+            counts[0][self.of(*a)] += 1;
+            counts[1][self.of(*b)] += 1;
+        }
+        odd.iter().for_each(|magnitude| counts[0][self.of(*magnitude)] += 1);
+        let (mut first, mut last) = ([0; BINS], [0; BINS]);
+        let mut before = 0u32;
+        for bin in 0..self.count {
+            first[bin] = before;
+            before += counts[0][bin] + counts[1][bin];
+            last[bin] = before.saturating_sub(1);
+        }
+        (first, last)
+    }
+}
+
 /// How many elements come before this one: smaller ones, and equal ones at earlier places.
-fn rank(magnitudes: &[u32], at: usize) -> usize {
+#[inline(always)]
+fn rank(magnitudes: &[u32], at: usize) -> u32 {
     let own = magnitudes[at];
-    simd::dispatch(
-        #[inline(always)]
-        || {
-            let count = |numbers: &[u32], before: u32| numbers.iter().map(|number| u32::from(*number < before)).sum::<u32>();
-            // A magnitude's bits never reach 2^31.
-            count(&magnitudes[..at], own + 1) + count(&magnitudes[at..], own)
-        },
-    ) as usize
+    let count = |numbers: &[u32], before: u32| numbers.iter().map(|number| u32::from(*number < before)).sum::<u32>();
+    // A magnitude's bits never reach 2^31.
+    count(&magnitudes[..at], own + 1) + count(&magnitudes[at..], own)
 }
 
 impl Method for Della {

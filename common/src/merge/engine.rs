@@ -231,6 +231,7 @@ impl Engine {
             values.resize(elements, 0.0);
         }
         let (program, root) = self.compile(recipe)?;
+        let run = Run::new(self, &program, root, tees);
         let jobs = program.jobs(self, |_| 1);
         let mut blocks = Vec::with_capacity(jobs.len());
         let mut jobs = jobs.iter().peekable();
@@ -239,10 +240,10 @@ impl Engine {
             while let Some(job) = jobs.next_if(|job| job.tensor == tensor) {
                 let (block, after) = rest.split_at_mut(job.elements.len());
                 rest = after;
-                blocks.push((job, Some(block)));
+                blocks.push((job, block));
             }
         }
-        self.run((&program, root), tees, blocks, None)
+        blocks.into_par_iter().try_for_each(|(job, block)| run.with_workspace(|workspace| run.block(job, block, workspace)))
     }
 
     /// Builds a recipe into a sink, in constant memory.
@@ -259,9 +260,23 @@ impl Engine {
     /// See [`BuildError`].
     pub fn stream_with(&self, recipe: &Recipe, sink: &dyn Sink, tees: &[(Recipe, &dyn Sink)]) -> Result<(), BuildError> {
         let (program, root) = self.compile(recipe)?;
+        let run = Run::new(self, &program, root, tees);
         let jobs = program.jobs(self, |_| 1);
-        let blocks = jobs.iter().map(|job| (job, None)).collect();
-        self.run((&program, root), tees, blocks, Some(sink))
+        Job::strides(&jobs).into_par_iter().try_for_each(|jobs| {
+            run.with_workspace(|workspace| {
+                let mut stride = std::mem::take(&mut workspace.stride);
+                stride.resize(jobs.iter().map(|job| job.elements.len()).sum(), 0.0);
+                let mut rest = stride.as_mut_slice();
+                for job in jobs {
+                    let (block, after) = rest.split_at_mut(job.elements.len());
+                    rest = after;
+                    run.block(job, block, workspace)?;
+                }
+                sink.write(jobs[0].tensor, jobs[0].elements.start, &stride)?;
+                workspace.stride = stride;
+                Ok(())
+            })
+        })
     }
 
     /// Whether a recipe is built a whole tensor at a time, so that its buffers are as large as the largest tensor.
@@ -271,37 +286,6 @@ impl Engine {
     pub fn needs_whole_tensors(&self, recipe: &Recipe) -> Result<bool, BuildError> {
         let (program, _) = self.compile(recipe)?;
         Ok(program.needs_whole_tensors())
-    }
-
-    fn run(
-        &self,
-        (program, root): (&Program<'_>, usize),
-        tees: &[(Recipe, &dyn Sink)],
-        blocks: Vec<(&Job, Option<&mut [f32]>)>,
-        sink: Option<&dyn Sink>,
-    ) -> Result<(), BuildError> {
-        let mut wanted = vec![root];
-        let mut sinks = Vec::new();
-        for (node, sink) in tees {
-            if let Some(&index) = program.index.get(&node.id()) {
-                wanted.push(index);
-                sinks.push(*sink);
-            }
-        }
-        let workspaces: Mutex<Vec<Workspace>> = Mutex::default();
-        blocks.into_par_iter().try_for_each(|(job, block)| {
-            let pooled = workspaces.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let mut workspace = pooled.unwrap_or_default();
-            let result = program.evaluate(job, &wanted, block, &mut workspace, |values| {
-                self.check_finite(job, values[0])?;
-                for (sink, values) in sink.iter().zip(values).chain(sinks.iter().zip(&values[1..])) {
-                    sink.write(job.tensor, job.elements.start, values)?;
-                }
-                Ok(())
-            });
-            workspaces.lock().unwrap_or_else(PoisonError::into_inner).push(workspace);
-            result
-        })
     }
 
     fn check_finite(&self, job: &Job, values: &[f32]) -> Result<(), BuildError> {
@@ -399,6 +383,45 @@ impl Engine {
     }
 }
 
+/// One build of a program: the step that is built, and those whose values go elsewhere besides.
+struct Run<'a> {
+    engine: &'a Engine,
+    program: &'a Program<'a>,
+    /// The root comes first, then one for each sink.
+    wanted: Vec<usize>,
+    sinks: Vec<&'a dyn Sink>,
+    workspaces: Mutex<Vec<Workspace>>,
+}
+
+impl<'a> Run<'a> {
+    fn new(engine: &'a Engine, program: &'a Program<'a>, root: usize, tees: &[(Recipe, &'a dyn Sink)]) -> Self {
+        let found = tees.iter().filter_map(|(node, sink)| Some((*program.index.get(&node.id())?, *sink)));
+        let (steps, sinks): (Vec<_>, Vec<_>) = found.unzip();
+        let wanted = std::iter::once(root).chain(steps).collect();
+        Self { engine, program, wanted, sinks, workspaces: Mutex::default() }
+    }
+
+    /// Lends one thread's buffers.
+    fn with_workspace<T>(&self, work: impl FnOnce(&mut Workspace) -> T) -> T {
+        let pooled = self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut workspace = pooled.unwrap_or_default();
+        let result = work(&mut workspace);
+        self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).push(workspace);
+        result
+    }
+
+    /// Builds one block.
+    fn block(&self, job: &Job, block: &mut [f32], workspace: &mut Workspace) -> Result<(), BuildError> {
+        self.program.evaluate(job, &self.wanted, Some(block), workspace, |values| {
+            self.engine.check_finite(job, values[0])?;
+            for (sink, values) in self.sinks.iter().zip(&values[1..]) {
+                sink.write(job.tensor, job.elements.start, values)?;
+            }
+            Ok(())
+        })
+    }
+}
+
 /// A recipe as steps, operands before their users.
 pub(super) struct Program<'a> {
     space: &'a Space,
@@ -460,6 +483,8 @@ impl Step {
 pub(super) struct Workspace {
     buffers: Vec<Vec<f32>>,
     random: Vec<u32>,
+    /// What is written at once.
+    stride: Vec<f32>,
 }
 
 impl Program<'_> {
@@ -519,7 +544,7 @@ impl Program<'_> {
                 self.steps[step].operands().into_iter().for_each(|operand| needed[operand] = true);
             }
         }
-        let Workspace { buffers, random } = workspace;
+        let Workspace { buffers, random, .. } = workspace;
         buffers.resize(self.steps.len(), Vec::new());
         for (at, step) in self.steps.iter().enumerate().filter(|(at, _)| needed[*at]) {
             let (earlier, rest) = buffers.split_at_mut(at);

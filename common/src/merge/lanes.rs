@@ -1,8 +1,7 @@
 //! Blocks walked a fixed number of elements at a time, so that element-wise formulas become vector code.
 //!
 //! A formula is written over [`Lanes`], one loop for each step of it, and works on all lanes even at a block's end, where those beyond it are zero and their
-//! results go nowhere. Sums keep as many partial sums as [`PARTS`] says, whatever the machine: lane l of a chunk adds to part l mod [`PARTS`], chunks in
-//! order, and the parts are added in order at the end.
+//! results go nowhere. Sums keep a partial sum for each lane, whatever the machine: chunks add to them in order, and the lanes are added in order at the end.
 
 use std::ops::Range;
 
@@ -11,8 +10,6 @@ use crate::simd;
 
 /// Elements that are walked at a time.
 pub(super) const LANES: usize = 64;
-/// Partial sums that a sum keeps apart.
-const PARTS: usize = 8;
 
 /// One number for each element of a chunk.
 pub(super) type Lanes = [f64; LANES];
@@ -57,6 +54,12 @@ impl Chunk<'_> {
     #[inline(always)]
     pub(super) fn behind(&self, start: usize, row: &[f64]) -> Lanes {
         load(&row[self.start - start..self.start - start + self.count])
+    }
+
+    /// The chunk's word of bits that begin at element `start` of the block, a whole number of chunks before it.
+    #[inline(always)]
+    pub(super) fn word(&self, start: usize, bits: &[u64]) -> u64 {
+        bits[(self.start - start) / LANES]
     }
 
     /// 1 for the elements of the block, and 0 beyond its end.
@@ -141,29 +144,25 @@ pub(super) fn map(inputs: &Inputs<'_>, out: &mut [f32], mut formula: impl FnMut(
     );
 }
 
-/// Sums of some elements' terms.
-pub(super) struct Sum([f64; PARTS]);
+/// The sum of some elements' terms, lane by lane.
+pub(super) struct Sum(Lanes);
 
 impl Sum {
-    pub(super) const ZERO: Self = Self([0.0; PARTS]);
+    pub(super) const ZERO: Self = Self([0.0; LANES]);
 
     /// Adds a chunk's terms.
     #[inline(always)]
     pub(super) fn add(&mut self, terms: &Lanes) {
-        for group in terms.as_chunks::<PARTS>().0 {
-            for (part, term) in self.0.iter_mut().zip(group) {
-                *part += term;
-            }
+        for l in 0..LANES {
+            self.0[l] += terms[l];
         }
     }
 
     /// Adds the products of two chunks' lanes.
     #[inline(always)]
     pub(super) fn add_products(&mut self, a: &Lanes, b: &Lanes) {
-        for (a, b) in a.as_chunks::<PARTS>().0.iter().zip(b.as_chunks::<PARTS>().0) {
-            for (part, (a, b)) in self.0.iter_mut().zip(a.iter().zip(b)) {
-                *part += a * b;
-            }
+        for l in 0..LANES {
+            self.0[l] += a[l] * b[l];
         }
     }
 

@@ -20,6 +20,7 @@ mod consensus;
 mod dare;
 mod della;
 mod elementary;
+mod drawn;
 mod emr;
 mod engine;
 mod fisher;

@@ -19,6 +19,9 @@ use crate::{checkpoint::Checkpoint, digest::Digest, recipe::Op};
 /// Elements, counted from a tensor's start, that one partial sum covers. Every block is a multiple of it.
 pub(super) const CHUNK: usize = 4096;
 
+/// Elements that are written at once, where blocks are smaller.
+const STRIDE: usize = 1 << 18;
+
 /// One block of a merge's operands.
 #[derive(Debug)]
 pub struct Inputs<'a> {
@@ -50,6 +53,16 @@ impl Job {
             (0..elements).step_by(block).map(move |start| Self { tensor, elements: start..elements.min(start + block) })
         };
         elements.iter().enumerate().flat_map(of_tensor).collect()
+    }
+
+    /// Blocks of one tensor that are written at once: writers of one file wait for each other, so there are few writes, each a large one.
+    pub(super) fn strides(jobs: &[Self]) -> Vec<&[Self]> {
+        let together = |tensor: &[Self]| {
+            let block = tensor.first().map_or(1, |job| job.elements.len().max(1));
+            (STRIDE / block).max(1)
+        };
+        let tensors = jobs.chunk_by(|a, b| a.tensor == b.tensor);
+        tensors.flat_map(|tensor| tensor.chunks(together(tensor))).collect()
     }
 }
 

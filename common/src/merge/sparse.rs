@@ -8,7 +8,8 @@ use std::ops::Range;
 
 use super::{
     Combine, Default, Inputs, Kind, ParameterSpec, Pass, Scope, Settings,
-    lanes::{self, LANES, Lanes},
+    drawn::{Bits, Drawn, Place},
+    lanes::{self, Chunk, LANES, Lanes},
     linear::WEIGHT,
     order::{self, Selector},
     pass::CHUNK,
@@ -18,8 +19,6 @@ use super::{
 };
 use crate::{rng::Stream, simd};
 
-/// Elements that are treated together where a method does not need lines.
-const PIECE: usize = 1024;
 /// L1 norms below this are not rescaled, and sums of weights below it do not divide (mergekit has 1e-7 and 0).
 const SMALL: f64 = 1e-8;
 
@@ -101,21 +100,64 @@ impl Piece<'_> {
     }
 }
 
-/// How a task vector is made sparse: by the values themselves, by factors that are drawn, or by both.
+/// What is drawn for a piece.
+#[derive(Clone, Default)]
+pub(super) struct Draws {
+    /// Which elements are kept.
+    pub(super) kept: Bits,
+    /// What each kept element is multiplied by, where that differs between elements; else empty.
+    pub(super) factors: Vec<f64>,
+}
+
+/// How a task vector is made sparse: by the values themselves, by draws, or by both.
 pub(super) trait Sparsify: Send + Sync {
-    /// Elements of a tensor of this shape whose factors depend on each other.
+    /// Whether anything is drawn.
+    const DRAWS: bool;
+
+    /// Elements of a tensor of this shape whose draws depend on each other.
     fn unit(&self, _shape: &[usize]) -> usize {
         1
     }
 
-    /// Multiplies the factors of a piece, which are 1, where they do not depend on the values alone: by 0 where an element is dropped.
-    fn draw(&self, _piece: &Piece<'_>, _factors: &mut [f64]) {}
+    /// Says what is kept of a piece. `draws` comes with a zero for every element and without factors.
+    fn draw(&self, _piece: &Piece<'_>, _draws: &mut Draws) {}
+
+    /// What all kept elements of a tensor and model are multiplied by.
+    fn factor(&self, _tensor: usize, _model: usize) -> f64 {
+        1.0
+    }
+
+    /// The values that are left of a chunk of a model's task vector; `draws` begin at element `start` of the block.
+    #[inline(always)]
+    fn kept(&self, chunk: &Chunk<'_>, tensor: usize, model: usize, (start, draws): (usize, &Draws)) -> Lanes {
+        let mut values = self.trim(tensor, model, chunk.delta(model));
+        if Self::DRAWS {
+            let bits = chunk.word(start, &draws.kept);
+            for l in 0..LANES {
+                values[l] = if bits >> l & 1 == 1 { values[l] } else { 0.0 };
+            }
+            if !draws.factors.is_empty() {
+                values = lanes::each(&values, &chunk.behind(start, &draws.factors), |value, factor| value * factor);
+            }
+        }
+        values
+    }
 
     /// The values that are left: zero for those that are dropped for what they are.
     #[inline(always)]
     fn trim(&self, _tensor: usize, _model: usize, values: Lanes) -> Lanes {
         values
     }
+}
+
+/// One word of [`Bits`]: what `is_kept` says of each number.
+#[inline(always)]
+pub(super) fn bits(numbers: &[u32; LANES], is_kept: impl Fn(u32) -> bool) -> u64 {
+    let mut bits = [0; LANES];
+    for l in 0..LANES {
+        bits[l] = u64::from(is_kept(numbers[l])) << l;
+    }
+    bits.iter().fold(0, |word, bit| word | bit)
 }
 
 /// Sparse task vectors and how they are joined.
@@ -127,24 +169,33 @@ pub(super) struct Sparse<S> {
     lambda: Vec<f64>,
     normalize: Vec<bool>,
     elect: bool,
+    drawn: Drawn,
 }
 
 impl<S: Sparsify> Sparse<S> {
     /// Reads the common parameters, and takes the L1 norms where `keep_norm` says so.
     pub(super) fn prepare(settings: &Settings, pass: &Pass<'_>, sparsify: S, elect: bool, keep_norm: bool) -> Self {
         let weights = settings.per_model("weight");
+        let scales = |(tensor, row): (usize, &Vec<f64>)| {
+            row.iter().enumerate().map(|(model, weight)| weight * sparsify.factor(tensor, model)).collect()
+        };
+        let keep_norm = keep_norm && settings.flags("rescale").contains(&true);
+        let pieces = |tensor: usize| {
+            let length = Self::piece(&sparsify, pass.shape(tensor));
+            if S::DRAWS && keep_norm { pass.elements()[tensor].div_ceil(length) } else { 0 }
+        };
         let mut this = Self {
-            scales: weights.clone(),
+            scales: weights.iter().enumerate().map(scales).collect(),
+            drawn: Drawn::new((0..pass.elements().len()).map(pieces), pass.models()),
             weights,
             lambda: settings.per_tensor("lambda"),
             normalize: settings.flags("normalize"),
             sparsify,
             elect,
         };
-        let rescale = settings.flags("rescale");
-        if keep_norm && rescale.contains(&true) {
+        if keep_norm {
             let norms = this.norms(pass);
-            for ((scales, norms), _) in this.scales.iter_mut().zip(&norms).zip(rescale).filter(|(_, rescale)| *rescale) {
+            for ((scales, norms), _) in this.scales.iter_mut().zip(&norms).zip(settings.flags("rescale")).filter(|(_, rescale)| *rescale) {
                 for (model, scale) in scales.iter_mut().enumerate() {
                     let (before, after) = (norms[2 * model], norms[2 * model + 1]);
                     if before >= SMALL && after >= SMALL {
@@ -161,12 +212,12 @@ impl<S: Sparsify> Sparse<S> {
         let jobs = pass.jobs_by(|_, shape| self.sparsify.unit(shape));
         statistics::sums_by(
             &pass.with(&jobs),
-            |shape| self.piece(shape, CHUNK),
+            |shape| Self::piece(&self.sparsify, shape),
             2 * pass.models(),
             |inputs, elements, sums| {
-                let mut factors = Vec::new();
+                let mut draws = Draws::default();
                 for (model, sums) in sums.chunks_mut(2).enumerate() {
-                    self.factors(inputs, elements.clone(), model, &mut factors);
+                    let place = self.draw(inputs, elements.clone(), model, &mut draws);
                     let start = elements.start;
                     lanes::sum(
                         inputs,
@@ -174,31 +225,40 @@ impl<S: Sparsify> Sparse<S> {
                         sums,
                         #[inline(always)]
                         |chunk, sums| {
-                            let (values, factors) = (chunk.delta(model), chunk.behind(start, &factors));
-                            let mut kept = self.sparsify.trim(inputs.tensor, model, values);
-                            for l in 0..LANES {
-                                kept[l] = (kept[l] * factors[l]).abs();
-                            }
-                            sums[0].add(&values.map(f64::abs));
-                            sums[1].add(&kept);
+                            let kept = self.sparsify.kept(chunk, inputs.tensor, model, (start, &draws));
+                            sums[0].add(&chunk.delta(model).map(f64::abs));
+                            sums[1].add(&kept.map(f64::abs));
                         },
                     );
+                    if draws.factors.is_empty() {
+                        self.drawn.put(place, &draws.kept);
+                    }
                 }
             },
         )
     }
 
-    /// The factors of a piece of a model's task vector.
-    fn factors(&self, inputs: &Inputs<'_>, elements: Range<usize>, model: usize, factors: &mut Vec<f64>) {
-        factors.clear();
-        factors.resize(elements.len(), 1.0);
-        self.sparsify.draw(&Piece { inputs, elements, model }, factors);
+    /// Draws for a piece of a model's task vector, or remembers.
+    fn draw(&self, inputs: &Inputs<'_>, elements: Range<usize>, model: usize, draws: &mut Draws) -> Place {
+        let piece = (inputs.offset + elements.start) / Self::piece(&self.sparsify, inputs.shape);
+        let place = Place { tensor: inputs.tensor, piece, model };
+        if S::DRAWS {
+            draws.factors.clear();
+            if let Some(kept) = self.drawn.take(place) {
+                draws.kept = kept;
+            } else {
+                draws.kept.clear();
+                draws.kept.resize(elements.len().div_ceil(LANES), 0);
+                self.sparsify.draw(&Piece { inputs, elements, model }, draws);
+            }
+        }
+        place
     }
 
-    /// Elements that are treated together: about as many as `usual`.
-    fn piece(&self, shape: &[usize], usual: usize) -> usize {
-        let unit = self.sparsify.unit(shape).max(1);
-        if usual.is_multiple_of(unit) { usual } else { unit }
+    /// Elements that are treated together.
+    fn piece(sparsify: &S, shape: &[usize]) -> usize {
+        let unit = sparsify.unit(shape).max(1);
+        if CHUNK.is_multiple_of(unit) { CHUNK } else { unit }
     }
 }
 
@@ -207,13 +267,13 @@ impl<S: Sparsify> Combine for Sparse<S> {
         let (scales, weights) = (self.scales[inputs.tensor].as_slice(), self.weights[inputs.tensor].as_slice());
         let (lambda, normalize) = (self.lambda[inputs.tensor], self.normalize[inputs.tensor]);
         let total: f64 = weights.iter().sum();
-        let step = self.piece(inputs.shape, PIECE);
-        let mut factors = vec![Vec::new(); inputs.models.len()];
+        let step = Self::piece(&self.sparsify, inputs.shape);
+        let mut draws = vec![Draws::default(); inputs.models.len()];
         let mut rows = vec![[0.0; LANES]; inputs.models.len()];
         for start in (0..out.len()).step_by(step) {
             let elements = start..out.len().min(start + step);
-            for (model, factors) in factors.iter_mut().enumerate() {
-                self.factors(inputs, elements.clone(), model, factors);
+            for (model, draws) in draws.iter_mut().enumerate() {
+                self.draw(inputs, elements.clone(), model, draws);
             }
             lanes::walk(
                 inputs,
@@ -222,20 +282,21 @@ impl<S: Sparsify> Combine for Sparse<S> {
                 |chunk| {
                     let (mut sum, mut divisor) = ([0.0; LANES], [total; LANES]);
                     for (model, (row, scale)) in rows.iter_mut().zip(scales).enumerate() {
-                        let factors = chunk.behind(start, &factors[model]);
-                        let kept = self.sparsify.trim(inputs.tensor, model, chunk.delta(model));
+                        let kept = self.sparsify.kept(chunk, inputs.tensor, model, (start, &draws[model]));
                         for l in 0..LANES {
-                            row[l] = kept[l] * factors[l] * scale;
+                            row[l] = kept[l] * scale;
                             sum[l] += row[l];
                         }
                     }
                     if self.elect {
                         elect(&rows, weights, &mut sum, &mut divisor);
                     }
+                    if normalize {
+                        sum = lanes::each(&sum, &divisor, |sum, divisor| sum / if divisor.abs() >= SMALL { divisor } else { 1.0 });
+                    }
                     let mut merged = chunk.base();
                     for l in 0..LANES {
-                        let divisor = if normalize && divisor[l].abs() >= SMALL { divisor[l] } else { 1.0 };
-                        merged[l] += lambda * (sum[l] / divisor);
+                        merged[l] += lambda * sum[l];
                     }
                     chunk.store(&merged, out);
                 },
@@ -320,6 +381,8 @@ fn bounds(selector: &Selector, pass: &Pass<'_>, tensor: usize, wanted: &[Option<
 }
 
 impl Sparsify for Band {
+    const DRAWS: bool = false;
+
     #[inline(always)]
     fn trim(&self, tensor: usize, model: usize, mut values: Lanes) -> Lanes {
         let (low, high) = self.bounds[tensor][model];

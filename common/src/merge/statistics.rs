@@ -111,20 +111,19 @@ impl Gram {
     pub(super) fn per_tensor(pass: &Pass<'_>, vectors: Vectors) -> Vec<Self> {
         let size = pass.models() + usize::from(vectors == Vectors::BaseAndModels);
         let rows = sums(pass, size * (size + 1) / 2, |inputs, elements, sums| {
+            let mut rows = vec![[0.0; lanes::LANES]; size];
             lanes::sum(
                 inputs,
                 elements,
                 sums,
                 #[inline(always)]
                 |chunk, sums| {
-                    let mut sums = sums.iter_mut();
-                    for j in 0..size {
-                        let b = vectors.lanes(chunk, j);
-                        for i in 0..=j {
-                            if let Some(sum) = sums.next() {
-                                sum.add_products(&vectors.lanes(chunk, i), &b);
-                            }
-                        }
+                    for (index, row) in rows.iter_mut().enumerate() {
+                        *row = vectors.lanes(chunk, index);
+                    }
+                    let pairs = rows.iter().enumerate().flat_map(|(j, b)| rows[..=j].iter().map(move |a| (a, b)));
+                    for (sum, (a, b)) in sums.iter_mut().zip(pairs) {
+                        sum.add_products(a, b);
                     }
                 },
             );
