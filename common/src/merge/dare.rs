@@ -6,8 +6,8 @@
 
 use super::{
     Base, Combine, Method, ParameterSpec, Pass, Settings,
-    lanes::LANES,
-    sparse::{self, COMMON, Draws, Piece, RESCALE_BY, SEED, Sparse, Sparsify, normalize, rescale, streams},
+    lanes::{self, LANES},
+    sparse::{COMMON, Draws, Piece, RESCALE_BY, SEED, Sparse, Sparsify, normalize, rescale, streams},
 };
 use crate::{
     rng::{self, Stream},
@@ -59,7 +59,7 @@ impl Sparsify for Dropout {
                 #[inline(always)]
                 || {
                     for (kept, numbers) in kept.iter_mut().zip(numbers.as_chunks::<LANES>().0) {
-                        *kept = sparse::bits(numbers, |number| rng::falls(number, threshold));
+                        *kept = lanes::bits(numbers, |number| rng::falls(number, threshold));
                     }
                 },
             );

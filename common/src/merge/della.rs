@@ -7,8 +7,8 @@
 
 use super::{
     Base, Combine, Default, Kind, Method, ParameterSpec, Pass, Scope, Settings,
-    lanes::LANES,
-    sparse::{self, COMMON, Draws, Piece, RESCALE_BY, SEED, Sparse, Sparsify, normalize, rescale, streams},
+    lanes::{self, LANES},
+    sparse::{COMMON, Draws, Piece, RESCALE_BY, SEED, Sparse, Sparsify, normalize, rescale, streams},
 };
 use crate::{
     recipe::{Merge, Parameters, Value},
@@ -99,26 +99,26 @@ impl Sparsify for MagPrune {
         let mut numbers = vec![0; magnitudes.len()];
         self.streams[piece.tensor()][piece.model].fill(piece.offset(), &mut numbers);
         let divide = self.divide[piece.tensor()];
-        let line = Line { density, epsilon: self.epsilons[piece.tensor()][piece.model], divide };
         draws.factors.resize(if divide { numbers.len() } else { 0 }, 0.0);
         // A line's elements stand `inner` apart; a piece may hold lines of several rows of a matrix.
         let inner: usize = piece.shape().get(2..).unwrap_or(&[]).iter().product();
         let length = (self.unit(piece.shape()) / inner.max(1)).max(1);
-        let mut of_line = LineDraws::default();
-        for block in 0..numbers.len() / (length * inner).max(1) {
-            for first in (0..inner).map(|first| block * length * inner + first) {
+        let line = Line::new(density, self.epsilons[piece.tensor()][piece.model], length);
+        let mut scratch = Vec::new();
+        if inner == 1 {
+            let mut factors = draws.factors.chunks_mut(length);
+            for (magnitudes, numbers) in magnitudes.chunks(length).zip(numbers.chunks_mut(length)) {
+                line.draw(magnitudes, numbers, factors.next(), &mut scratch);
+            }
+        } else {
+            for first in (0..numbers.len()).step_by(length * inner).flat_map(|block| (0..inner).map(move |first| block + first)) {
                 let along = (first..).step_by(inner).take(length);
-                of_line.magnitudes.clear();
-                of_line.magnitudes.extend(along.clone().map(|at| magnitudes[at]));
-                of_line.numbers.clear();
-                of_line.numbers.extend(along.clone().map(|at| numbers[at]));
-                line.draw(&mut of_line);
-                for (index, at) in along.enumerate() {
-                    numbers[at] = of_line.numbers[index];
-                    if divide {
-                        draws.factors[at] = of_line.factors[index];
-                    }
-                }
+                let of = |row: &[u32]| along.clone().map(|at| row[at]).collect::<Vec<_>>();
+                let (magnitudes, mut decided) = (of(&magnitudes), of(&numbers));
+                let mut factors = divide.then(|| vec![0.0; length]);
+                line.draw(&magnitudes, &mut decided, factors.as_deref_mut(), &mut scratch);
+                along.clone().zip(decided).for_each(|(at, decided)| numbers[at] = decided);
+                along.zip(factors.iter().flatten()).for_each(|(at, factor)| draws.factors[at] = *factor);
             }
         }
         numbers.resize(numbers.len().next_multiple_of(LANES), 0);
@@ -126,7 +126,7 @@ impl Sparsify for MagPrune {
             #[inline(always)]
             || {
                 for (kept, numbers) in draws.kept.iter_mut().zip(numbers.as_chunks::<LANES>().0) {
-                    *kept = sparse::bits(numbers, |number| number == KEPT);
+                    *kept = lanes::bits(numbers, |number| number == KEPT);
                 }
             },
         );
@@ -137,101 +137,105 @@ impl Sparsify for MagPrune {
 const KEPT: u32 = 1;
 const DROPPED: u32 = 0;
 
-/// One line, and what is drawn for it.
-#[derive(Default)]
-struct LineDraws {
-    magnitudes: Vec<u32>,
-    /// Random numbers, and then [`KEPT`] or [`DROPPED`].
-    numbers: Vec<u32>,
-    /// What is kept is multiplied by these, where that is asked for.
-    factors: Vec<f64>,
-    /// Places that are to be looked at again.
-    open: Vec<u16>,
-}
-
-/// How one line is pruned.
+/// How one line is pruned: the probability of being kept grows with the rank.
 struct Line {
-    density: f64,
-    epsilon: f64,
-    divide: bool,
+    lowest: f64,
+    /// From one rank to the next.
+    step: f64,
 }
 
 /// Most bins that a line's magnitudes are sorted into, the powers of two that they span, and the elements that there is a bin for.
 const BINS: usize = 1024;
 const OCTAVES: usize = 16;
-const PER_BIN: usize = 4;
+const PER_BIN: usize = 8;
 /// Bits of an F32's mantissa.
 const MANTISSA: u32 = 23;
 /// Elements from which on a line is sorted outright.
 const LONG: usize = 1 << 16;
 
 impl Line {
-    /// The probability of being kept at a rank.
-    #[inline(always)]
     #[expect(clippy::cast_precision_loss, reason = "a place in a line")]
-    fn probability(&self, rank: u32, length: usize) -> f64 {
-        let place = if length > 1 { f64::from(rank) / (length - 1) as f64 } else { 0.5 };
-        self.density - self.epsilon + place * 2.0 * self.epsilon
+    fn new(density: f64, epsilon: f64, length: usize) -> Self {
+        if length < 2 {
+            return Self { lowest: density, step: 0.0 };
+        }
+        Self { lowest: density - epsilon, step: 2.0 * epsilon / (length - 1) as f64 }
+    }
+
+    #[inline(always)]
+    fn probability(&self, rank: u32) -> f64 {
+        self.lowest + f64::from(rank) * self.step
     }
 
     /// The number that draws fall below at a rank: [`rng::threshold`] in 32 bits, since no probability is 1.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "probabilities lie between 0 and 1")]
-    fn threshold(&self, rank: u32, length: usize) -> u32 {
-        (self.probability(rank, length) * 4_294_967_296.0 + 0.5) as u32
+    fn threshold(&self, rank: u32) -> u32 {
+        (self.probability(rank) * 4_294_967_296.0 + 0.5) as u32
     }
 
-    fn draw(&self, line: &mut LineDraws) {
-        if self.divide || line.magnitudes.len() >= LONG {
-            self.draw_by_sort(line);
+    /// Replaces the numbers that were drawn for a line by [`KEPT`] and [`DROPPED`], and writes what is kept is multiplied by where that is asked for.
+    fn draw(&self, magnitudes: &[u32], numbers: &mut [u32], factors: Option<&mut [f64]>, scratch: &mut Vec<u16>) {
+        if factors.is_some() || magnitudes.len() >= LONG {
+            self.draw_by_sort(magnitudes, numbers, factors);
         } else {
             simd::dispatch(
                 #[inline(always)]
-                || self.draw_by_bins(line),
+                || self.draw_by_bins(magnitudes, numbers, scratch),
             );
         }
     }
 
-    fn draw_by_sort(&self, line: &mut LineDraws) {
+    fn draw_by_sort(&self, magnitudes: &[u32], numbers: &mut [u32], mut factors: Option<&mut [f64]>) {
         // The place below the magnitude breaks ties.
-        let mut order: Vec<_> = (0..).zip(&line.magnitudes).map(|(place, magnitude)| u64::from(*magnitude) << 32 | place).collect();
+        let mut order: Vec<_> = (0..).zip(magnitudes).map(|(place, magnitude)| u64::from(*magnitude) << 32 | place).collect();
         order.sort_unstable();
-        line.factors.resize(order.len(), 0.0);
         for (rank, key) in (0..).zip(&order) {
             let at = (key & 0xffff_ffff) as usize;
-            line.factors[at] = 1.0 / self.probability(rank, order.len());
-            line.numbers[at] = if line.numbers[at] < self.threshold(rank, order.len()) { KEPT } else { DROPPED };
+            if let Some(factors) = &mut factors {
+                factors[at] = 1.0 / self.probability(rank);
+            }
+            numbers[at] = if numbers[at] < self.threshold(rank) { KEPT } else { DROPPED };
         }
     }
 
     /// The same without a sort: probabilities grow with the rank, so most draws are decided whatever the rank, and nearly all others by the ranks that an
     /// element's bin may have. Only for the few that are left the rank is counted.
     #[inline(always)]
-    fn draw_by_bins(&self, line: &mut LineDraws) {
-        let LineDraws { magnitudes, numbers, open, .. } = line;
+    fn draw_by_bins(&self, magnitudes: &[u32], numbers: &mut [u32], open: &mut Vec<u16>) {
         let length = magnitudes.len();
         let bins = Bins::over(magnitudes, (length / PER_BIN).next_power_of_two().clamp(4 * OCTAVES, BINS));
-        #[expect(clippy::cast_possible_truncation, reason = "long lines are sorted")]
-        let range = (self.threshold(0, length), self.threshold(length as u32 - 1, length));
-        open.resize(length, 0);
-        let mut count = 0;
-        for (at, number) in (0..).zip(&*numbers) {
-            open[count] = at;
-            count += usize::from((*number >= range.0) & (*number < range.1));
-        }
-        let undecided: Vec<_> = open[..count].iter().map(|at| numbers[usize::from(*at)]).collect();
-        for number in &mut *numbers {
-            *number = if *number < range.0 { KEPT } else { DROPPED };
-        }
         let (mut low, mut high) = bins.ranks(magnitudes);
-        for bound in low[..bins.count].iter_mut().chain(&mut high[..bins.count]) {
-            *bound = self.threshold(*bound, length);
+        low[..bins.count].iter_mut().for_each(|bound| *bound = self.threshold(*bound));
+        high[..bins.count].iter_mut().for_each(|bound| *bound = self.threshold(*bound));
+        // Whatever the rank, draws below the first of these are kept, those from the second on are dropped.
+        #[expect(clippy::cast_possible_truncation, reason = "long lines are sorted")]
+        let range = (self.threshold(0), self.threshold(length as u32 - 1));
+        open.resize(length, 0);
+        let open = open.as_mut_slice();
+        let mut left = 0;
+        for first in (0..length).step_by(LANES) {
+            let here = lanes::load(&numbers[first..length.min(first + LANES)]);
+            // One comparison for both bounds; zeros beyond the end lie below them.
+            let inside = lanes::bits(&here, |number| number.wrapping_sub(range.0) < range.1 - range.0);
+            for lane in lanes::set(inside) {
+                let (at, number) = (first + lane, here[lane]);
+                // The same with the bounds of the bin. What is decided here lies outside the range afterwards.
+                let bin = bins.of(magnitudes[at]);
+                let is_open = (number >= low[bin]) & (number < high[bin]);
+                let decided = if number < low[bin] { 0 } else { u32::MAX };
+                numbers[at] = if is_open { number } else { decided };
+                #[expect(clippy::cast_possible_truncation, reason = "long lines are sorted")]
+                let place = at as u16;
+                open[left] = place;
+                left += usize::from(is_open);
+            }
         }
-        for (at, number) in open[..count].iter().map(|at| usize::from(*at)).zip(undecided) {
-            let bin = bins.of(magnitudes[at]);
-            // Draws below the first bound of a bin are kept, those from the second on are dropped.
-            let kept = number < low[bin] || number < high[bin] && number < self.threshold(rank(magnitudes, at), length);
-            numbers[at] = if kept { KEPT } else { DROPPED };
+        for at in open[..left].iter().map(|at| usize::from(*at)) {
+            numbers[at] = if numbers[at] < self.threshold(rank(magnitudes, at)) { 0 } else { u32::MAX };
+        }
+        for number in numbers {
+            *number = if *number < range.0 { KEPT } else { DROPPED };
         }
     }
 }

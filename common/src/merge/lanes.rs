@@ -92,13 +92,35 @@ impl Chunk<'_> {
 
 /// The first values, zero beyond the last.
 #[inline(always)]
-fn load<T: Copy + Default>(values: &[T]) -> [T; LANES] {
+pub(super) fn load<T: Copy + Default>(values: &[T]) -> [T; LANES] {
     if let Some(whole) = values.first_chunk() {
         return *whole;
     }
     let mut lanes = [T::default(); LANES];
     lanes[..values.len()].copy_from_slice(values);
     lanes
+}
+
+/// A word with a bit for each lane: what `holds` says of it.
+#[inline(always)]
+pub(super) fn bits<T: Copy>(values: &[T; LANES], holds: impl Fn(T) -> bool) -> u64 {
+    let mut bits = [0; LANES];
+    for l in 0..LANES {
+        bits[l] = u64::from(holds(values[l])) << l;
+    }
+    bits.iter().fold(0, |word, bit| word | bit)
+}
+
+/// The lanes whose bits are set, in order.
+#[inline(always)]
+pub(super) fn set(mut word: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let lane = word.trailing_zeros() as usize;
+        (word != 0).then(|| {
+            word &= word - 1;
+            lane
+        })
+    })
 }
 
 /// What a formula gives for each lane of two rows.

@@ -6,6 +6,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::{
+    lanes::{self, LANES},
     pass::{Inputs, Pass},
     task_vector,
 };
@@ -14,8 +15,6 @@ use crate::simd;
 const BINS: usize = 1 << 16;
 /// Elements up to which a tensor's rows are gathered: about what clearing and searching the tables would cost.
 const FEW: usize = 1 << 15;
-/// Elements whose bins are told at a time.
-const STEP: usize = 64;
 
 type Counts = [u64; BINS];
 
@@ -185,28 +184,20 @@ pub(super) fn magnitudes(inputs: &Inputs<'_>, rows: &mut [Vec<f32>]) {
     );
 }
 
-/// The bins of some values; values beyond the last have none.
+/// The bins of the first values; those beyond the last have none.
 #[inline(always)]
-fn bins(values: &[f32]) -> [u16; STEP] {
-    let mut bins = [0; STEP];
-    for (bin, value) in bins.iter_mut().zip(values) {
-        *bin = (key(*value) >> 16) as u16;
-    }
-    bins
+fn bins(values: &[f32]) -> [u16; LANES] {
+    lanes::load(values).map(|value| (key(value) >> 16) as u16)
 }
 
 fn count_upper(values: &[f32], table: &mut Counts) {
     simd::dispatch(
         #[inline(always)]
         || {
-            let (steps, rest) = values.as_chunks::<STEP>();
-            for values in steps {
-                for bin in bins(values) {
-                    table[usize::from(bin)] += 1;
+            for values in values.chunks(LANES) {
+                for bin in &bins(values)[..values.len()] {
+                    table[usize::from(*bin)] += 1;
                 }
-            }
-            for bin in &bins(rest)[..rest.len()] {
-                table[usize::from(*bin)] += 1;
             }
         },
     );
@@ -218,17 +209,10 @@ fn count_lower(values: &[f32], wanted: u32, table: &mut Counts) {
     simd::dispatch(
         #[inline(always)]
         || {
-            for values in values.chunks(STEP) {
-                let bins = match values.as_array::<STEP>() {
-                    Some(values) => bins(values),
-                    None => bins(values),
-                };
-                if bins.iter().fold(false, |any, bin| any | (*bin == wanted)) {
-                    for (bin, value) in bins.iter().zip(values) {
-                        if *bin == wanted {
-                            table[(key(*value) & 0xffff) as usize] += 1;
-                        }
-                    }
+            for values in values.chunks(LANES) {
+                let inside = lanes::bits(&bins(values), |bin| bin == wanted);
+                for value in lanes::set(inside).filter_map(|lane| values.get(lane)) {
+                    table[(key(*value) & 0xffff) as usize] += 1;
                 }
             }
         },

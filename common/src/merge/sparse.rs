@@ -150,16 +150,6 @@ pub(super) trait Sparsify: Send + Sync {
     }
 }
 
-/// One word of [`Bits`]: what `is_kept` says of each number.
-#[inline(always)]
-pub(super) fn bits(numbers: &[u32; LANES], is_kept: impl Fn(u32) -> bool) -> u64 {
-    let mut bits = [0; LANES];
-    for l in 0..LANES {
-        bits[l] = u64::from(is_kept(numbers[l])) << l;
-    }
-    bits.iter().fold(0, |word, bit| word | bit)
-}
-
 /// Sparse task vectors and how they are joined.
 pub(super) struct Sparse<S> {
     sparsify: S,
