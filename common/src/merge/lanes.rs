@@ -133,6 +133,20 @@ pub(super) fn each(a: &Lanes, b: &Lanes, formula: impl Fn(f64, f64) -> f64) -> L
     out
 }
 
+/// The lanes to the power of a whole number.
+#[inline(always)]
+pub(super) fn power(values: &Lanes, mut exponent: usize) -> Lanes {
+    let (mut square, mut power) = (*values, [1.0; LANES]);
+    while exponent > 0 {
+        if exponent % 2 == 1 {
+            power = each(&power, &square, |a, b| a * b);
+        }
+        square = each(&square, &square, |a, b| a * b);
+        exponent /= 2;
+    }
+    power
+}
+
 #[inline(always)]
 fn widen(values: &[f32; LANES]) -> Lanes {
     let mut wide = [0.0; LANES];

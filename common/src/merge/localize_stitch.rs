@@ -5,7 +5,7 @@
 use super::{
     Base, Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings,
     lanes::{self, LANES},
-    order::{self, Selector},
+    order::{self, Cost, Selector},
     task_arithmetic::LAMBDA,
     ties::share,
 };
@@ -54,7 +54,7 @@ impl Method for LocalizeStitch {
         } else {
             let ranks = vec![vec![(elements - kept) as u64]; pass.models()];
             let found = pass.once("magnitudes", &[&[kept as f64]], || {
-                let found = Selector::default().select(pass, None, &ranks, order::magnitudes);
+                let found = Selector::default().select(pass, None, &ranks, (Cost::Low, order::magnitudes));
                 vec![found.into_iter().map(|row| f64::from(row[0])).collect()]
             });
             found[0].clone()

@@ -154,6 +154,11 @@ impl Pass<'_> {
         &self.jobs[from..self.jobs.partition_point(|job| job.tensor <= tensor)]
     }
 
+    /// One of `step` blocks, of all or of those of one tensor.
+    pub(super) fn sample(&self, tensor: Option<usize>, step: usize) -> Vec<Job> {
+        self.part(tensor).iter().skip(step / 2).step_by(step).cloned().collect()
+    }
+
     /// Elements of all blocks, or of those of one tensor.
     pub(super) fn count(&self, tensor: Option<usize>) -> usize {
         self.part(tensor).iter().map(|job| job.elements.len()).sum()

@@ -23,7 +23,7 @@ use super::{
     elementary::{exp, tanh},
     lanes::{self, Chunk, LANES, Lanes},
     linear::WEIGHT,
-    order::{self, Selector},
+    order::{self, Cost, Selector},
     round,
     store::Table,
 };
@@ -150,18 +150,18 @@ struct Group<'a> {
 }
 
 impl Group<'_> {
-    /// The values of these ranks, the same for every task, of rows that `fill` writes; known by what `kind` and `parameters` say.
+    /// The values of these ranks, the same for every task, of `rows` and what writes them; known by what `kind` and `parameters` say.
     #[expect(clippy::cast_precision_loss, reason = "ranks below 2^53")]
     fn order_statistics(
         &self,
         kind: &str,
         parameters: &[f64],
         ranks: &[u64],
-        fill: impl Fn(&Inputs<'_>, &mut [Vec<f32>]) + Sync,
+        rows: (Cost, impl Fn(&Inputs<'_>, &mut [Vec<f32>]) + Sync),
     ) -> Arc<Table> {
         let places: Vec<_> = ranks.iter().map(|rank| *rank as f64).collect();
         self.pass.once(kind, &[parameters, &self.tensors, &places], || {
-            let found = self.selector.select(self.pass, None, &vec![ranks.to_vec(); self.pass.models()], fill);
+            let found = self.selector.select(self.pass, None, &vec![ranks.to_vec(); self.pass.models()], rows);
             found.into_iter().map(|row| row.into_iter().map(f64::from).collect()).collect()
         })
     }
@@ -302,17 +302,15 @@ impl Paper {
         });
         this.inter = sums[0][..pairs].iter().map(|sum| 1.0 / sum).collect();
         this.intra = sums[0][pairs..].iter().map(|sum| 1.0 / sum).collect();
-        let cuts = group.order_statistics("pcb cuts", &[], &[group.cut], |inputs, rows| this.rows(inputs, rows));
+        let cuts = group.order_statistics("pcb cuts", &[], &[group.cut], (Cost::High, |inputs: &Inputs<'_>, rows: &mut [Vec<f32>]| this.rows(inputs, rows)));
         this.cuts = cuts.iter().map(|row| row[0]).collect();
         this
     }
 
     /// The numerators of both softmaxes: of the pairs, and, among the scores, of the tasks.
     #[inline(always)]
-    #[expect(clippy::cast_precision_loss, reason = "a count of models")]
     fn terms(&self, work: &mut Work) {
         let Work { deltas, scores, pairs, .. } = work;
-        let n = deltas.len() as f64;
         for j in 0..deltas.len() {
             for i in 0..=j {
                 let (low, scale) = (self.spans[pair(i, j)].low, self.spans[pair(i, j)].scale());
@@ -329,12 +327,8 @@ impl Paper {
                     |norm, _| exp(norm),
                 );
                 if i == j {
-                    scores[i] = lanes::each(
-                        &norm,
-                        &norm,
-                        #[inline(always)]
-                        |norm, _| exp(n * norm),
-                    );
+                    // exp(n Norm), since n is a whole number.
+                    scores[i] = lanes::power(&pairs[pair(i, i)], deltas.len());
                 }
             }
         }
@@ -480,7 +474,7 @@ impl Script {
         let elements = group.elements;
         let low = rank(elements, variant.winsor, 0.0);
         let high = rank(elements, 1.0 - variant.winsor, 1.0).max(low);
-        let bounds = group.order_statistics("pcb bounds", &[], &[low, high], order::magnitudes);
+        let bounds = group.order_statistics("pcb bounds", &[], &[low, high], (Cost::Low, order::magnitudes));
         let mut this = Self { inter: variant.inter, bounds: Span::of(&bounds), scores: Vec::new(), weights };
         let last = elements.saturating_sub(1) as u64;
         let inter = match variant.inter {
@@ -489,7 +483,7 @@ impl Script {
             Inter::Normalized => 2.0,
         };
         let scores = group
-            .order_statistics("pcb scores", &[variant.winsor, inter], &[group.cut, last], |inputs, rows| this.rows(inputs, rows));
+            .order_statistics("pcb scores", &[variant.winsor, inter], &[group.cut, last], (Cost::High, |inputs: &Inputs<'_>, rows: &mut [Vec<f32>]| this.rows(inputs, rows)));
         this.scores = Span::of(&scores);
         this
     }

@@ -7,7 +7,7 @@
 use super::{
     Base, Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings,
     lanes::{self, Chunk, LANES, Lanes},
-    order::Selector,
+    order::{Cost, Selector},
     round, statistics,
 };
 
@@ -102,11 +102,11 @@ fn threshold(selector: &Selector, pass: &Pass<'_>, tensor: usize, varying: f64, 
     if kept == 0 {
         return f64::INFINITY;
     }
-    let found = selector.select(pass, Some(tensor), &[vec![(pass.elements()[tensor] - kept) as u64]], |inputs, rows| {
+    let found = selector.select(pass, Some(tensor), &[vec![(pass.elements()[tensor] - kept) as u64]], (Cost::Low, |inputs, rows| {
         if let [row] = rows {
             lanes::map(inputs, row, variance);
         }
-    });
+    }));
     f64::from(found[0][0])
 }
 

@@ -11,7 +11,7 @@ use super::{
     drawn::{Bits, Drawn, Place},
     lanes::{self, Chunk, LANES, Lanes},
     linear::WEIGHT,
-    order::{self, Selector},
+    order::{self, Cost, Selector},
     pass::CHUNK,
     statistics,
     task_arithmetic::LAMBDA,
@@ -356,7 +356,7 @@ fn bounds(selector: &Selector, pass: &Pass<'_>, tensor: usize, wanted: &[Option<
         low.into_iter().chain(Some(high).filter(|high| *high != last)).collect::<Vec<_>>()
     };
     let searched: Vec<_> = wanted.iter().map(needed).collect();
-    let found = selector.select(pass, Some(tensor), &searched, order::magnitudes);
+    let found = selector.select(pass, Some(tensor), &searched, (Cost::Low, order::magnitudes));
     let bounds = |model: usize| {
         let (searched, found) = (&searched[model], &found[model]);
         let Some((low, high)) = &wanted[model] else {
