@@ -12,6 +12,7 @@ use evolver_common::{
     digest::Digest,
     merge::{Engine, InMemory, Layers, Leaf, METHODS, Method, Options, normalize},
     recipe::{Granularity, Input, Merge, Op, Parameters, Recipe, Shape, Value, decode, encode, parse},
+    rng::Stream,
     simd::{self, Level},
 };
 use serde::Deserialize;
@@ -266,6 +267,36 @@ fn every_method_gives_the_same_bits_whatever_the_blocks_threads_and_vector_instr
         for level in [Level::Baseline, Level::V3, Level::V4] {
             simd::limit(level);
             assert!(built == build(4096, 1), "{level}: {recipe}");
+        }
+    }
+}
+
+#[test]
+fn a_sample_that_misleads_costs_no_bits() {
+    // With blocks of 4096 every sixteenth of the 71 is sampled, with one large block there is no sample.
+    let elements = 70 * 4096 + 5;
+    let shapes = [("w".to_owned(), vec![elements])];
+    let model = |model: u64, misleading: f32| -> InMemory {
+        let mut numbers = vec![0; elements];
+        Stream::new(model, "w").fill(0, &mut numbers);
+        let scale = |element: usize| if element / 4096 % 16 == 8 { misleading } else { 1.0 };
+        let value = |(element, number): (usize, &u32)| scale(element) * (*number as f32 / 2f32.powi(32) - 0.5);
+        vec![numbers.iter().enumerate().map(value).collect()]
+    };
+    for misleading in [1.0, 64.0, 0.0] {
+        let models: Vec<_> = [vec![vec![0.0; elements]]].into_iter().chain((1..4).map(|seed| model(seed, misleading))).collect();
+        for variant in ["paper", "script"] {
+            let input = |index| Input { recipe: leaf(index), parameters: Parameters::new() };
+            let merge = Merge {
+                method: "pcb".into(),
+                base: Some(leaf(0)),
+                models: (1..4).map(input).collect(),
+                parameters: [("variant".to_owned(), Value::Text(variant.into()))].into_iter().collect(),
+            };
+            let recipe = Recipe::new(Op::Merge(normalize(merge).unwrap()));
+            let of_blocks = |block| build(&engine(&shapes, &models, block), &recipe, 2);
+            let (sampled, whole) = (of_blocks(4096), of_blocks(1 << 20));
+            assert!(sampled[0].iter().zip(&whole[0]).all(|(a, b)| a.to_bits() == b.to_bits()), "{variant}, {misleading}");
         }
     }
 }
