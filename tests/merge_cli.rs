@@ -289,6 +289,86 @@ fn an_adapter_is_named_after_a_plus() {
     }
 }
 
+/// (IA)³ adapters with these names, and as many plain models that hold the same vectors beside one that holds ones.
+fn vectors(bench: &Bench, adapters: &[&str]) {
+    let names: Vec<_> =
+        ["0.self_attn.k_proj", "0.mlp.down_proj"].map(|name| format!("base_model.model.layers.{name}.ia3_l")).into();
+    let shapes = [vec![40, 1], vec![1, 90]];
+    let model = |value: &dyn Fn(&str, usize) -> f32| {
+        let mut model = Model::new(1, 0, &WORDS);
+        let tensor = |(name, shape): (&String, &Vec<usize>)| {
+            let values = (0..shape.iter().product()).map(|element| value(name, element)).collect();
+            (name.clone(), (shape.clone(), values))
+        };
+        model.tensors = names.iter().zip(&shapes).map(tensor).collect();
+        model
+    };
+    model(&|_, _| 1.0).write(&bench.path("plain-ones"));
+    for (seed, adapter) in adapters.iter().enumerate() {
+        let values = model(&|name, element| 1.0 + 0.1 * models::draw(seed as u32, name, element));
+        values.write(&bench.path(&format!("plain-{adapter}")));
+        fs::create_dir(bench.path(adapter)).unwrap();
+        values.write_file(&bench.path(&format!("{adapter}/adapter_model.safetensors")), &names);
+        let config =
+            json!({ "peft_type": "IA3", "feedforward_modules": ["down_proj"], "target_modules": ["k_proj", "down_proj"] });
+        fs::write(bench.path(&format!("{adapter}/adapter_config.json")), config.to_string()).unwrap();
+    }
+}
+
+#[test]
+fn the_vectors_of_adapters_are_merged_over_ones() {
+    let bench = Bench::new(&[]);
+    vectors(&bench, &["x", "y", "z"]);
+    for (index, head) in [
+        "merge_method: pcb\nparameters: {variant: nlp}\n",
+        "merge_method: ties\nparameters: {density: 0.4}\n",
+        "merge_method: linear\n",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let out = bench.merge(
+            &format!("{head}ia3: true\nmodels: [{{model: x}}, {{model: y}}, {{model: z}}]\n"),
+            &format!("out{index}"),
+            &[],
+        );
+        let plain =
+            format!("{head}base_model: plain-ones\nmodels: [{{model: plain-x}}, {{model: plain-y}}, {{model: plain-z}}]\n");
+        let plain = bench.merge(&plain, &format!("plain{index}"), &[]);
+        let merged = Checkpoint::open(&out.join("adapter_model.safetensors")).unwrap();
+        assert_eq!(merged.tensors().len(), 2);
+        for name in merged.tensors().keys() {
+            let values = read(&out.join("adapter_model.safetensors"), name);
+            assert_eq!(values, read(&plain, name), "{head} {name}");
+            assert!(values.iter().any(|value| *value != 1.0) && values != read(&bench.path("plain-x"), name));
+        }
+        assert_eq!(fs::read(out.join("adapter_config.json")).unwrap(), fs::read(bench.path("x/adapter_config.json")).unwrap());
+        assert!(!out.join("config.json").exists());
+        let card = fs::read_to_string(out.join("README.md")).unwrap();
+        assert!(card.starts_with("---\nbase_model:\n- \"x\"\n- \"y\"\n- \"z\"\nlibrary_name: peft\n"), "{card}");
+    }
+}
+
+#[test]
+fn what_is_no_vector_of_an_adapter_is_refused() {
+    let bench = Bench::new(&[]);
+    vectors(&bench, &["x", "y"]);
+    let merge = |more: &str, second: &str| {
+        bench.refuses(&format!("merge_method: ties\nia3: true\n{more}models: [{{model: x}}, {{model: {second}}}]\n"), &[])
+    };
+    let refused = [
+        (merge("base_model: plain-x\n", "y"), "base_model does not fit ia3: true"),
+        (merge("", "plain-y"), "is no PEFT adapter"),
+        (merge("", "plain-y+y"), "the adapter alone is expected"),
+        (bench.refuses("merge_method: ties\nia3: 3\nmodels: [{model: x}]\n", &[]), "true or false"),
+    ];
+    refused.iter().for_each(|(sentence, expected)| assert!(sentence.contains(expected), "{sentence}"));
+    let config = json!({ "peft_type": "LORA", "r": 1, "lora_alpha": 1 });
+    fs::write(bench.path("y/adapter_config.json"), config.to_string()).unwrap();
+    let sentence = merge("", "y");
+    assert!(sentence.contains("is a LoRA adapter, whose factors have no meaning one by one"), "{sentence}");
+}
+
 #[test]
 fn types_may_differ_where_the_results_is_given() {
     let (a, mut b) = (Model::new(1, 1, &WORDS), Model::new(2, 1, &WORDS));

@@ -85,7 +85,11 @@ impl Plan {
             self.scan()?;
         }
         let digests = self.digests()?;
-        let shards = Shards::create(folder.path(), "model", &self.tensors, options.shard_bytes)?;
+        let shards = match self.config.vectors {
+            // PEFT knows no shards.
+            true => Shards::create(folder.path(), "adapter_model", &self.tensors, u64::MAX)?,
+            false => Shards::create(folder.path(), "model", &self.tensors, options.shard_bytes)?,
+        };
         let models = self.checkpoints();
         let mut recipes = Vec::new();
         for part in &self.parts {

@@ -169,7 +169,7 @@ impl Bench {
 }
 
 /// A number between -1 and 1 with few digits, so that sums of halves are exact.
-fn draw(seed: u32, name: &str, element: usize) -> f32 {
+pub(crate) fn draw(seed: u32, name: &str, element: usize) -> f32 {
     let digest = evolver_common::digest::Digest::of(format!("{seed} {name} {element}").as_bytes());
     f32::from(i16::from_le_bytes([digest.as_bytes()[0], digest.as_bytes()[1]]) >> 6) / 512.0
 }

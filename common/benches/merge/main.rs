@@ -5,7 +5,7 @@
 //! cargo bench -p evolver-common --bench merge -- all --only ties,pcb        # some of them
 //! cargo bench -p evolver-common --bench merge -- pcb                        # PCB over 8 models of 110 M F32
 //! cargo bench -p evolver-common --bench merge -- offspring                  # crossover and differential, in memory
-//! cargo bench -p evolver-common --bench merge -- scale                      # cost per parameter from 10 M to 2700 M (sparse files), and memory
+//! cargo bench -p evolver-common --bench merge -- scale                      # cost per parameter from 10 M to 2700 M (sparse files, the result dropped), and memory
 //! cargo bench -p evolver-common --bench merge -- once METHOD BASE MODEL...  # seconds of one merge, for benches/mergekit.py
 //! ```
 //!
@@ -138,6 +138,16 @@ impl Opened {
         let seconds = started.elapsed().as_secs_f64();
         fs::remove_file(out).unwrap();
         seconds
+    }
+}
+
+/// Takes values and drops them.
+struct Nowhere;
+
+impl Sink for Nowhere {
+    fn write(&self, _: usize, _: usize, values: &[f32]) -> io::Result<()> {
+        hint::black_box(values);
+        Ok(())
     }
 }
 
@@ -356,7 +366,7 @@ fn read_all(models: &[&Arc<Checkpoint>]) -> u64 {
 
 /// Cost per parameter and memory over sizes, with sparse inputs.
 fn scale() {
-    let out = folder().join("out.safetensors");
+    // Without a file: what a disk takes to write many gigabytes says nothing about merging.
     println!("{:<18}{:>10}{:>10}{:>16}{:>12}", "method", "M", "seconds", "ns/parameter", "RssAnon MB");
     for millions in [10, 110, 270, 2700] {
         let folders = models::make(&folder(), Wanted { millions, dtype: Dtype::Bf16, experts: 3, sparse: true });
@@ -366,7 +376,10 @@ fn scale() {
             let mut best = Best::NONE;
             for _ in 0..if millions > 1000 { 1 } else { rounds() } {
                 let watch = Watch::start();
-                best.join(opened.write(&recipe, &out), watch.peak_mib());
+                opened.engine.forget();
+                let started = Instant::now();
+                opened.engine.stream(&recipe, &Nowhere).unwrap();
+                best.join(started.elapsed().as_secs_f64(), watch.peak_mib());
             }
             let elements = opened.engine.space().elements() as f64;
             println!(

@@ -20,7 +20,7 @@ mod quantized;
 pub mod write;
 
 pub use self::{
-    adapter::{adapter_base, check_adapter_config, is_adapter},
+    adapter::{adapter_base, check_adapter_config, is_adapter, open_vectors},
     digest::{DigestCache, DigestError},
     dtype::Dtype,
     fit::{Difference, Patterns, Space, SpaceTensor, fit},

@@ -214,12 +214,7 @@ impl Checkpoint {
         if !adapter::is_adapter(path) {
             return Self::open(path);
         }
-        let file = path.join(adapter::WEIGHTS);
-        if !file.is_file() {
-            let pickled = path.join("adapter_model.bin").exists();
-            let hint = if pickled { ": adapter_model.bin is a pickle, so save the adapter as safetensors" } else { "" };
-            return Err(OpenError::Side { path: file, what: format!("is missing{hint}") });
-        }
+        let file = adapter::weights(path)?;
         let parts = Self::from_files(path, std::slice::from_ref(&file), None)?;
         let plan = adapter::plan(path, &parts, base)?;
         let mut places: BTreeMap<_, _> = base.tensors.keys().map(|name| (name.clone(), Place::Base)).collect();

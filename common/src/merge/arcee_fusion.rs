@@ -53,9 +53,14 @@ impl Method for ArceeFusion {
         let selector = Selector::default();
         for tensor in (0..pass.elements().len()).filter(|tensor| pass.elements()[*tensor] > 0) {
             let ranks = [0.25, 0.5, 0.75].map(|share| rank(share, pass.elements()[tensor]));
-            let found = selector.select(&pass, Some(tensor), &[ranks.to_vec()], (Cost::Low, |inputs, rows| {
-                rows.iter_mut().for_each(|row| this.importances(inputs, row));
-            }));
+            let found = selector.select(
+                &pass,
+                Some(tensor),
+                &[ranks.to_vec()],
+                (Cost::Low, |inputs, rows| {
+                    rows.iter_mut().for_each(|row| this.importances(inputs, row));
+                }),
+            );
             let quartiles: Vec<_> = found[0].iter().map(|value| f64::from(*value)).collect();
             this.thresholds[tensor] = round(quartiles[1] + 1.5 * (quartiles[2] - quartiles[0]));
         }

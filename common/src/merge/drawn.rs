@@ -33,13 +33,18 @@ pub(super) struct Place {
 }
 
 impl Drawn {
-    /// Room for as many pieces of each tensor.
-    pub(super) fn new(pieces: impl Iterator<Item = usize>, models: usize) -> Self {
+    /// Room for as many pieces, of as many words each, of each tensor, as far as it goes.
+    pub(super) fn new(pieces: impl Iterator<Item = (usize, usize)>, models: usize) -> Self {
         Self::within(&ROOM, pieces, models)
     }
 
-    fn within(room: &'static AtomicUsize, pieces: impl Iterator<Item = usize>, models: usize) -> Self {
-        let slots = |pieces: usize| (0..pieces * models).map(|_| Mutex::default()).collect();
+    fn within(room: &'static AtomicUsize, pieces: impl Iterator<Item = (usize, usize)>, models: usize) -> Self {
+        let mut left = room.load(Ordering::Relaxed);
+        let slots = |(pieces, words): (usize, usize)| {
+            let pieces = pieces.min(left / (words * models).max(1));
+            left -= pieces * words * models;
+            (0..pieces * models).map(|_| Mutex::default()).collect()
+        };
         Self { pieces: pieces.map(slots).collect(), models, room }
     }
 
@@ -80,19 +85,18 @@ mod tests {
 
     #[test]
     fn bits_are_remembered_once_and_their_room_is_given_back() {
-        static ROOM: AtomicUsize = AtomicUsize::new(25);
+        static ROOM: AtomicUsize = AtomicUsize::new(65);
         let place = |piece| Place { tensor: 1, piece, model: 1 };
-        let drawn = Drawn::within(&ROOM, [1, 3].into_iter(), 2);
+        let drawn = Drawn::within(&ROOM, [(1, 3), (3, 10)].into_iter(), 2);
         drawn.put(place(0), &vec![5; 10]);
         drawn.put(place(1), &vec![6; 10]);
         drawn.put(place(2), &vec![7; 10]);
-        drawn.put(place(3), &vec![8; 1]);
-        assert_eq!(ROOM.load(Ordering::Relaxed), 5, "there is no room for the third, and no place for the fourth");
+        assert_eq!(ROOM.load(Ordering::Relaxed), 45, "after 6 and 20 and 20 words there is no room for the third");
         assert_eq!(drawn.take(place(0)), Some(vec![5; 10]));
         assert_eq!(drawn.take(place(0)), None);
         assert_eq!(drawn.take(place(2)), None);
-        assert_eq!(ROOM.load(Ordering::Relaxed), 15);
+        assert_eq!(ROOM.load(Ordering::Relaxed), 55);
         drop(drawn);
-        assert_eq!(ROOM.load(Ordering::Relaxed), 25);
+        assert_eq!(ROOM.load(Ordering::Relaxed), 65);
     }
 }

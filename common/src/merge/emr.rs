@@ -7,6 +7,7 @@
 use super::{
     Base, Combine, Default, Inputs, Kind, Method, ParameterSpec, Pass, Scope, Settings,
     lanes::{self, Chunk, LANES, Lanes},
+    statistics,
     task_arithmetic::LAMBDA,
 };
 use crate::recipe::{Merge, Value};
@@ -65,7 +66,7 @@ impl Method for Emr {
             lambda: settings.per_tensor("lambda"),
         };
         if let Some(task) = this.task {
-            let sums = pass.sums(2, |inputs, elements, sums| {
+            let sums = statistics::totals(pass, 2, |inputs, elements, sums| {
                 lanes::sum(
                     inputs,
                     elements,

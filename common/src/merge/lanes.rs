@@ -189,17 +189,13 @@ impl Sum {
     /// Adds a chunk's terms.
     #[inline(always)]
     pub(super) fn add(&mut self, terms: &Lanes) {
-        for l in 0..LANES {
-            self.0[l] += terms[l];
-        }
+        self.0.iter_mut().zip(terms).for_each(|(sum, term)| *sum += term);
     }
 
     /// Adds the products of two chunks' lanes.
     #[inline(always)]
     pub(super) fn add_products(&mut self, a: &Lanes, b: &Lanes) {
-        for l in 0..LANES {
-            self.0[l] += a[l] * b[l];
-        }
+        self.0.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += a * b);
     }
 
     pub(super) fn total(&self) -> f64 {

@@ -19,6 +19,8 @@ use crate::{checkpoint::Checkpoint, digest::Digest, recipe::Op};
 /// Elements, counted from a tensor's start, that one partial sum covers. Every block is a multiple of it.
 pub(super) const CHUNK: usize = 4096;
 
+/// Elements that partial sums are kept of at a time.
+const BATCH: usize = 1 << 28;
 /// Elements that are written at once, where blocks are smaller.
 const STRIDE: usize = 1 << 18;
 
@@ -145,6 +147,17 @@ impl Pass<'_> {
         Pass { jobs, operands: self.operands.clone(), ..*self }
     }
 
+    /// All blocks, some after the others, so that what is gathered of each does not grow with the model.
+    pub(super) fn batches(&self) -> impl Iterator<Item = &[Job]> {
+        let mut gathered = 0;
+        self.jobs.chunk_by(move |job, _| {
+            gathered += job.elements.len();
+            let goes_on = gathered < BATCH;
+            gathered *= usize::from(goes_on);
+            goes_on
+        })
+    }
+
     /// All blocks, or those of one tensor.
     fn part(&self, tensor: Option<usize>) -> &[Job] {
         let Some(tensor) = tensor else {
@@ -198,34 +211,5 @@ impl Pass<'_> {
         });
         let states = states.into_inner().unwrap_or_else(PoisonError::into_inner);
         states.into_iter().map(|(state, _)| state).reduce(join).unwrap_or_else(start)
-    }
-
-    /// `width` sums over all elements, added in the same order whatever the blocks and threads. `part` adds one chunk's terms (a
-    /// range of the block's elements) to its sums.
-    pub fn sums(&self, width: usize, part: impl Fn(&Inputs<'_>, Range<usize>, &mut [f64]) + Sync) -> Vec<f64> {
-        let mut parts = self.fold(
-            None,
-            Vec::new,
-            |parts: &mut Vec<((usize, usize), Vec<f64>)>, inputs| {
-                let length = inputs.models.first().map_or(0, |model| model.len());
-                for start in (0..length).step_by(CHUNK) {
-                    let mut sums = vec![0.0; width];
-                    part(inputs, start..length.min(start + CHUNK), &mut sums);
-                    parts.push(((inputs.tensor, inputs.offset + start), sums));
-                }
-            },
-            |mut a, mut b| {
-                a.append(&mut b);
-                a
-            },
-        );
-        parts.sort_unstable_by_key(|(place, _)| *place);
-        let mut totals = vec![0.0; width];
-        for (_, sums) in parts {
-            for (total, sum) in totals.iter_mut().zip(sums) {
-                *total += sum;
-            }
-        }
-        totals
     }
 }

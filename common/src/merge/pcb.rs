@@ -24,7 +24,7 @@ use super::{
     lanes::{self, Chunk, LANES, Lanes},
     linear::WEIGHT,
     order::{self, Cost, Selector},
-    round,
+    round, statistics,
     store::Table,
 };
 use crate::recipe::{Merge, Rule, Value};
@@ -282,7 +282,7 @@ impl Paper {
         let mut this =
             Self { spans: Span::of(&spans), inter: vec![1.0; pairs], intra: vec![1.0; models], cuts: vec![0.0; models], weights };
         let sums = group.pass.once("pcb sums", &[&group.tensors], || {
-            let sums = group.pass.sums(pairs + models, |inputs, elements, sums| {
+            let sums = statistics::totals(group.pass, pairs + models, |inputs, elements, sums| {
                 let mut work = Work::new(models);
                 lanes::sum(
                     inputs,
@@ -302,7 +302,12 @@ impl Paper {
         });
         this.inter = sums[0][..pairs].iter().map(|sum| 1.0 / sum).collect();
         this.intra = sums[0][pairs..].iter().map(|sum| 1.0 / sum).collect();
-        let cuts = group.order_statistics("pcb cuts", &[], &[group.cut], (Cost::High, |inputs: &Inputs<'_>, rows: &mut [Vec<f32>]| this.rows(inputs, rows)));
+        let cuts = group.order_statistics(
+            "pcb cuts",
+            &[],
+            &[group.cut],
+            (Cost::High, |inputs: &Inputs<'_>, rows: &mut [Vec<f32>]| this.rows(inputs, rows)),
+        );
         this.cuts = cuts.iter().map(|row| row[0]).collect();
         this
     }
@@ -482,8 +487,12 @@ impl Script {
             Inter::Half => 1.0,
             Inter::Normalized => 2.0,
         };
-        let scores = group
-            .order_statistics("pcb scores", &[variant.winsor, inter], &[group.cut, last], (Cost::High, |inputs: &Inputs<'_>, rows: &mut [Vec<f32>]| this.rows(inputs, rows)));
+        let scores = group.order_statistics(
+            "pcb scores",
+            &[variant.winsor, inter],
+            &[group.cut, last],
+            (Cost::High, |inputs: &Inputs<'_>, rows: &mut [Vec<f32>]| this.rows(inputs, rows)),
+        );
         this.scores = Span::of(&scores);
         this
     }

@@ -102,11 +102,16 @@ fn threshold(selector: &Selector, pass: &Pass<'_>, tensor: usize, varying: f64, 
     if kept == 0 {
         return f64::INFINITY;
     }
-    let found = selector.select(pass, Some(tensor), &[vec![(pass.elements()[tensor] - kept) as u64]], (Cost::Low, |inputs, rows| {
-        if let [row] = rows {
-            lanes::map(inputs, row, variance);
-        }
-    }));
+    let found = selector.select(
+        pass,
+        Some(tensor),
+        &[vec![(pass.elements()[tensor] - kept) as u64]],
+        (Cost::Low, |inputs, rows| {
+            if let [row] = rows {
+                lanes::map(inputs, row, variance);
+            }
+        }),
+    );
     f64::from(found[0][0])
 }
 

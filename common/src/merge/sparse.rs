@@ -133,8 +133,8 @@ pub(super) trait Sparsify: Send + Sync {
         let mut values = self.trim(tensor, model, chunk.delta(model));
         if Self::DRAWS {
             let bits = chunk.word(start, &draws.kept);
-            for l in 0..LANES {
-                values[l] = if bits >> l & 1 == 1 { values[l] } else { 0.0 };
+            for (l, value) in values.iter_mut().enumerate() {
+                *value = if bits >> l & 1 == 1 { *value } else { 0.0 };
             }
             if !draws.factors.is_empty() {
                 values = lanes::each(&values, &chunk.behind(start, &draws.factors), |value, factor| value * factor);
@@ -172,7 +172,8 @@ impl<S: Sparsify> Sparse<S> {
         let keep_norm = keep_norm && settings.flags("rescale").contains(&true);
         let pieces = |tensor: usize| {
             let length = Self::piece(&sparsify, pass.shape(tensor));
-            if S::DRAWS && keep_norm { pass.elements()[tensor].div_ceil(length) } else { 0 }
+            let pieces = if S::DRAWS && keep_norm { pass.elements()[tensor].div_ceil(length) } else { 0 };
+            (pieces, length.div_ceil(LANES))
         };
         let mut this = Self {
             scales: weights.iter().enumerate().map(scales).collect(),
@@ -185,7 +186,9 @@ impl<S: Sparsify> Sparse<S> {
         };
         if keep_norm {
             let norms = this.norms(pass);
-            for ((scales, norms), _) in this.scales.iter_mut().zip(&norms).zip(settings.flags("rescale")).filter(|(_, rescale)| *rescale) {
+            for ((scales, norms), _) in
+                this.scales.iter_mut().zip(&norms).zip(settings.flags("rescale")).filter(|(_, rescale)| *rescale)
+            {
                 for (model, scale) in scales.iter_mut().enumerate() {
                     let (before, after) = (norms[2 * model], norms[2 * model + 1]);
                     if before >= SMALL && after >= SMALL {
@@ -282,7 +285,8 @@ impl<S: Sparsify> Combine for Sparse<S> {
                         elect(&rows, weights, &mut sum, &mut divisor);
                     }
                     if normalize {
-                        sum = lanes::each(&sum, &divisor, |sum, divisor| sum / if divisor.abs() >= SMALL { divisor } else { 1.0 });
+                        sum =
+                            lanes::each(&sum, &divisor, |sum, divisor| sum / if divisor.abs() >= SMALL { divisor } else { 1.0 });
                     }
                     let mut merged = chunk.base();
                     for l in 0..LANES {

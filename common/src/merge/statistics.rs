@@ -17,6 +17,15 @@ pub(super) fn sums(pass: &Pass<'_>, width: usize, part: impl Fn(&Inputs<'_>, Ran
     sums_by(pass, |_| CHUNK, width, part)
 }
 
+/// `width` sums over all tensors.
+pub(super) fn totals(pass: &Pass<'_>, width: usize, part: impl Fn(&Inputs<'_>, Range<usize>, &mut [f64]) + Sync) -> Vec<f64> {
+    let mut totals = vec![0.0; width];
+    for row in sums(pass, width, part) {
+        totals.iter_mut().zip(row).for_each(|(total, sum)| *total += sum);
+    }
+    totals
+}
+
 /// As [`sums`], with chunks of as many elements as `chunk` says of a tensor's shape: a divisor or a multiple of every block.
 pub(super) fn sums_by(
     pass: &Pass<'_>,
@@ -24,27 +33,29 @@ pub(super) fn sums_by(
     width: usize,
     part: impl Fn(&Inputs<'_>, Range<usize>, &mut [f64]) + Sync,
 ) -> Vec<Vec<f64>> {
-    let mut parts = pass.fold(
-        None,
-        Vec::new,
-        |parts: &mut Vec<(usize, usize, Vec<f64>)>, inputs| {
-            let length = inputs.models.first().map_or(0, |model| model.len());
-            let chunk = chunk(inputs.shape).max(1);
-            for start in (0..length).step_by(chunk) {
-                let mut sums = vec![0.0; width];
-                part(inputs, start..length.min(start + chunk), &mut sums);
-                parts.push((inputs.tensor, inputs.offset + start, sums));
-            }
-        },
-        |mut a, mut b| {
-            a.append(&mut b);
-            a
-        },
-    );
-    parts.sort_unstable_by_key(|(tensor, offset, _)| (*tensor, *offset));
     let mut totals = vec![vec![0.0; width]; pass.elements().len()];
-    for (tensor, _, sums) in parts {
-        totals[tensor].iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+    for jobs in pass.batches() {
+        let mut parts = pass.with(jobs).fold(
+            None,
+            Vec::new,
+            |parts: &mut Vec<(usize, usize, Vec<f64>)>, inputs| {
+                let length = inputs.models.first().map_or(0, |model| model.len());
+                let chunk = chunk(inputs.shape).max(1);
+                for start in (0..length).step_by(chunk) {
+                    let mut sums = vec![0.0; width];
+                    part(inputs, start..length.min(start + chunk), &mut sums);
+                    parts.push((inputs.tensor, inputs.offset + start, sums));
+                }
+            },
+            |mut a, mut b| {
+                a.append(&mut b);
+                a
+            },
+        );
+        parts.sort_unstable_by_key(|(tensor, offset, _)| (*tensor, *offset));
+        for (tensor, _, sums) in parts {
+            totals[tensor].iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+        }
     }
     totals
 }

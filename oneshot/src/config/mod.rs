@@ -38,6 +38,8 @@ pub struct MergeConfig {
     pub method: String,
     /// The base model.
     pub base: Option<ModelReference>,
+    /// The models are (IA)³ adapters whose vectors are merged; then the base is a vector of ones.
+    pub vectors: bool,
     /// What is merged: one part for `models` and `slices`, one for each of `modules`.
     pub modules: Vec<Module>,
     /// Parameters of the whole merge.

@@ -14,7 +14,7 @@ use serde_json::{Map, Value as Json};
 
 use super::{ConfigError, Content, Entry, MergeConfig, ModelReference, Module, Slice, SliceSource, TokenizerRule, tokens};
 
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "merge_method",
     "base_model",
     "models",
@@ -27,6 +27,7 @@ const KEYS: [&str; 12] = [
     "tokenizer",
     "chat_template",
     "name",
+    "ia3",
 ];
 /// Longest file.
 const BYTES_MAX: u64 = 4 << 20;
@@ -107,7 +108,8 @@ impl Reader {
         if method.is_none() && !table.contains_key("merge_method") {
             self.say("merge_method is missing".into());
         }
-        let base = self.base(table, "base_model");
+        let vectors = self.vectors(table);
+        let base = if vectors { Some(ModelReference::ones()) } else { self.base(table, "base_model") };
         let modules = self.modules(table);
         let parameters = self.parameters(table.get("parameters"), "parameters");
         let dtypes = ["out_dtype", "dtype"].map(|key| self.text(table, key).map(|name| self.dtype(key, &name)));
@@ -122,7 +124,24 @@ impl Reader {
         };
         let chat_template = self.text(table, "chat_template");
         let dtype = dtypes.into_iter().flatten().flatten().next();
-        Some(MergeConfig { method: method?, base, modules, parameters, dtype, tokenizer, chat_template, folder, text })
+        Some(MergeConfig { method: method?, base, vectors, modules, parameters, dtype, tokenizer, chat_template, folder, text })
+    }
+
+    /// Whether the vectors of (IA)³ adapters are merged, to which keys about whole models do not fit.
+    fn vectors(&mut self, table: &Map<String, Json>) -> bool {
+        let vectors = match present(table, "ia3") {
+            None => false,
+            Some(Json::Bool(flag)) => *flag,
+            Some(other) => {
+                self.say(format!("ia3 is {other}: true or false is expected"));
+                false
+            }
+        };
+        let about_models = ["base_model", "slices", "modules", "tokenizer_source", "tokenizer", "chat_template"];
+        for key in about_models.into_iter().filter(|key| vectors && present(table, key).is_some()) {
+            self.say(format!("{key} does not fit ia3: true, where vectors are merged and ones are their base"));
+        }
+        vectors
     }
 
     fn text(&mut self, table: &Map<String, Json>, key: &str) -> Option<String> {
@@ -216,7 +235,8 @@ impl Reader {
         if counts.windows(2).any(|pair| pair[0] != pair[1]) {
             self.say(format!("{place}: its sources have {counts:?} layers, and as many are expected of each"));
         }
-        let base = self.base(table, "base_model");
+        let vectors = self.vectors(table);
+        let base = if vectors { Some(ModelReference::ones()) } else { self.base(table, "base_model") };
         let parameters = self.parameters(table.get("parameters"), &format!("{place}.parameters"));
         (!sources.is_empty()).then_some(Slice { sources, base, parameters })
     }

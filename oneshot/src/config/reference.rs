@@ -50,6 +50,12 @@ impl ModelReference {
         Self { model: Place { path: path.display().to_string(), revision: None }, adapter: None }
     }
 
+    /// What (IA)³ vectors start from. No path is written so.
+    #[must_use]
+    pub fn ones() -> Self {
+        Self { model: Place { path: "(ones)".into(), revision: None }, adapter: None }
+    }
+
     /// Reads `model`, `model@revision` or `model+adapter`.
     ///
     /// # Errors

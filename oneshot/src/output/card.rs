@@ -25,7 +25,8 @@ impl Card<'_> {
     pub fn text(&self) -> String {
         let plan = self.plan;
         let mut names: Vec<&str> = Vec::new();
-        for name in plan.models.iter().flat_map(|model| model.reference.names()) {
+        let merged = plan.models.iter().skip(usize::from(plan.config.vectors));
+        for name in merged.flat_map(|model| model.reference.names()) {
             if !names.contains(&name) {
                 names.push(name);
             }
@@ -35,8 +36,9 @@ impl Card<'_> {
             list
         });
         let summary = merge::find(&plan.config.method).map_or("", |method| method.summary());
+        let library = if plan.config.vectors { "peft" } else { "transformers" };
         let mut text = format!(
-            "---\nbase_model:\n{list}library_name: transformers\ntags:\n- merge\n- mergekit\n- evolver\n---\n\n# Merged model\n\nA merge by `{}`: {summary}.\n\n- digest: `{}`\n\n## Models\n\n| model | content digest |\n|---|---|\n",
+            "---\nbase_model:\n{list}library_name: {library}\ntags:\n- merge\n- mergekit\n- evolver\n---\n\n# Merged model\n\nA merge by `{}`: {summary}.\n\n- digest: `{}`\n\n## Models\n\n| model | content digest |\n|---|---|\n",
             plan.config.method, self.digest
         );
         for (model, digest) in plan.models.iter().zip(self.digests) {

@@ -27,6 +27,26 @@ const SECTIONS: [&str; 3] = ["text_config", "vision_config", "llm_config"];
 /// # Errors
 /// If the system refuses.
 pub fn write_files(folder: &FolderWriter, plan: &Plan, card: &Card<'_>) -> Result<(), WriteError> {
+    if plan.config.vectors {
+        write_adapter_config(folder, plan)?;
+    } else {
+        write_model_files(folder, plan)?;
+    }
+    let extension = if plan.config.text.trim_start().starts_with(['[', '{']) { "json" } else { "yml" };
+    folder.write(&format!("mergekit_config.{extension}"), plan.config.text.as_bytes())?;
+    folder.write("README.md", card.text().as_bytes())
+}
+
+/// The first adapter's config, which says of all of them what the vectors scale.
+fn write_adapter_config(folder: &FolderWriter, plan: &Plan) -> Result<(), WriteError> {
+    let name = "adapter_config.json";
+    match fs::read(plan.layout().folders[0].join(name)) {
+        Ok(content) => folder.write(name, &content),
+        Err(_) => Ok(()),
+    }
+}
+
+fn write_model_files(folder: &FolderWriter, plan: &Plan) -> Result<(), WriteError> {
     let pretty = |json: &Json| serde_json::to_string_pretty(json).unwrap_or_default();
     let mut config = plan.layout().checkpoint.config().unwrap_or_else(|_| json!({}));
     update_config(&mut config, plan);
@@ -44,9 +64,7 @@ pub fn write_files(folder: &FolderWriter, plan: &Plan, card: &Card<'_>) -> Resul
             folder.write(name, &content)?;
         }
     }
-    let extension = if plan.config.text.trim_start().starts_with(['[', '{']) { "json" } else { "yml" };
-    folder.write(&format!("mergekit_config.{extension}"), plan.config.text.as_bytes())?;
-    folder.write("README.md", card.text().as_bytes())
+    Ok(())
 }
 
 /// Copies the tokenizer's files from the first folder that has each, or writes the joined one; sets the chat template.

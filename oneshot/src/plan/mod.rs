@@ -4,6 +4,7 @@
 //! - [`modules`]: which tensors belong to which part of the network.
 //! - [`parts`]: what each part is merged from.
 //! - [`statistics`]: files of statistics that parameters name.
+//! - [`vectors`]: (IA)³ adapters merged by their vectors.
 //! - [`compare`]: whether the tensors and vocabularies of several models fit.
 
 mod compare;
@@ -11,6 +12,7 @@ mod models;
 mod modules;
 mod parts;
 mod statistics;
+mod vectors;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 

@@ -8,6 +8,7 @@ use std::{
 
 use evolver_common::checkpoint::{Checkpoint, adapter_base, is_adapter};
 
+use super::vectors;
 use crate::{
     config::{Content, MergeConfig, ModelReference},
     vocabulary::Tokenizer,
@@ -22,6 +23,9 @@ pub struct Model {
     pub checkpoint: Arc<Checkpoint>,
     /// Folders that its tokenizer may lie in: an adapter's before its base's.
     pub folders: Vec<PathBuf>,
+    /// The folder of a model that was made for this plan.
+    #[expect(dead_code, reason = "it is removed when the plan is dropped")]
+    pub(super) made: Option<Arc<tempfile::TempDir>>,
 }
 
 impl Model {
@@ -38,6 +42,9 @@ impl Model {
 
 /// Opens every model; `None` if one cannot be opened, with a sentence for each that cannot.
 pub(super) fn open(config: &MergeConfig, problems: &mut Vec<String>) -> Option<Vec<Model>> {
+    if config.vectors {
+        return vectors::open(config).map_err(|sentence| problems.push(sentence)).ok();
+    }
     let mut opener = Opener { folder: &config.folder, full: HashMap::new(), base: None };
     let mut models = Vec::new();
     let references = config.models();
@@ -88,12 +95,12 @@ impl Opener<'_> {
             (None, false) => {
                 let checkpoint = self.full(&path)?;
                 let folders = vec![checkpoint.folder().to_owned()];
-                return Ok(Model { reference: reference.clone(), checkpoint, folders });
+                return Ok(Model { reference: reference.clone(), checkpoint, folders, made: None });
             }
         };
         let checkpoint = Arc::new(Checkpoint::open_over(&adapter, &base).map_err(|error| error.to_string())?);
         let folders = vec![adapter, base.folder().to_owned()];
-        Ok(Model { reference: reference.clone(), checkpoint, folders })
+        Ok(Model { reference: reference.clone(), checkpoint, folders, made: None })
     }
 
     fn full(&mut self, path: &Path) -> Result<Arc<Checkpoint>, String> {

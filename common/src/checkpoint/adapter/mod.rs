@@ -9,7 +9,10 @@
 mod change;
 mod config;
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 pub(super) use self::change::Change;
 use self::{
@@ -18,7 +21,7 @@ use self::{
 };
 use super::open::{Checkpoint, OpenError, TensorInfo, read_json};
 
-pub(super) const WEIGHTS: &str = "adapter_model.safetensors";
+const WEIGHTS: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
 
 /// What an adapter changes, by tensor name of the base.
@@ -42,6 +45,38 @@ pub fn is_adapter(path: &Path) -> bool {
 pub fn adapter_base(path: &Path) -> Result<Option<String>, OpenError> {
     let config = read_json(&path.join(config::FILE))?;
     Ok(config.get("base_model_name_or_path").and_then(|name| name.as_str()).map(str::to_owned))
+}
+
+/// The file of an adapter's tensors.
+pub(super) fn weights(path: &Path) -> Result<PathBuf, OpenError> {
+    let file = path.join(WEIGHTS);
+    if file.is_file() {
+        return Ok(file);
+    }
+    let pickled = path.join("adapter_model.bin").exists();
+    let hint = if pickled { ": adapter_model.bin is a pickle, so save the adapter as safetensors" } else { "" };
+    Err(OpenError::Side { path: file, what: format!("is missing{hint}") })
+}
+
+/// Opens the learned vectors of an (IA)³ adapter as they are, without a base.
+///
+/// # Errors
+/// As [`Checkpoint::open`], or if it is another kind of adapter, or has tensors that are no such vectors.
+pub fn open_vectors(path: &Path) -> Result<Checkpoint, OpenError> {
+    let wrong = |what: String| OpenError::Side { path: path.to_owned(), what };
+    if !is_adapter(path) {
+        return Err(wrong("is no PEFT adapter, and the vectors of (IA)³ adapters are merged".into()));
+    }
+    if !matches!(Config::open(path)?.kind, Kind::Ia3 { .. }) {
+        return Err(wrong("is a LoRA adapter, whose factors have no meaning one by one: merge base+adapter instead".into()));
+    }
+    let parts = Checkpoint::open(&weights(path)?)?;
+    match parts.tensors().keys().find(|name| !name.ends_with(".ia3_l")) {
+        Some(other) => {
+            Err(wrong(format!("tensor {other:?} is no (IA)³ vector, and has no ones to start from: merge base+adapter instead")))
+        }
+        None => Ok(parts),
+    }
 }
 
 /// Whether a text is an adapter's config that can be read, for those who check files from outside.
