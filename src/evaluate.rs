@@ -21,7 +21,11 @@ pub(crate) fn evaluate(options: &cli::Evaluate) -> anyhow::Result<()> {
     let experts = definition.models.experts.len();
     // The checkpoints join the experts, so that they are checked as those are; names that no expert can have keep them apart.
     for (index, path) in paths.iter().enumerate() {
-        definition.models.experts.push(Expert { name: format!(".checkpoint-{index}"), path: std::path::absolute(path)? });
+        definition.models.experts.push(Expert {
+            name: format!(".checkpoint-{index}"),
+            path: std::path::absolute(path)?,
+            statistics: None,
+        });
     }
     let resolved = definition::resolve(definition, &DigestCache::in_memory()).map_err(refuse)?;
     let objective = setup::search(&resolved).map_err(refuse)?.objective;

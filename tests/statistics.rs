@@ -14,7 +14,7 @@ use evolver_worker::{
     statistics::{Classifier, Kind, Labels, Statistics},
 };
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Largest difference that is allowed, in parts of the tensor's largest value.
 const TOLERANCE: f64 = 1e-4;
@@ -203,4 +203,53 @@ fn what_cannot_be_measured_is_said_and_leaves_no_folder() {
         assert!(output.status.code() == Some(2) && told.contains(sentence), "{arguments:?}: {told}");
         assert!(!folder.join("out").exists(), "{arguments:?}");
     }
+}
+
+#[test]
+fn a_search_merges_by_what_was_measured() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path();
+    small::search(folder, &small::TINY, 24, 8);
+    small::succeed(folder, &["statistics", "search.toml", "--kind", "fisher", "--out", "fisher"]);
+    let strategy =
+        ["search.strategy=\"evolver_merger\"", "search.method=\"fisher\"", "search.mutation=\"difference\"", "stop.offspring=6"];
+    let experts: Vec<_> = (0..)
+        .zip(["a", "b", "c", "d"])
+        .map(|(at, name)| format!("models.experts.{at}.statistics=\"fisher/{name}.fisher.safetensors\""))
+        .collect();
+    let run = |dir: &str, sets: &[&str]| {
+        let sets: Vec<_> = sets.iter().flat_map(|set| ["--set", set]).collect();
+        small::run(folder, &[&["run", "search.toml", "--dir", dir], &sets[..]].concat())
+    };
+    // Without files there is a sentence, and no search.
+    let output = run("none", &strategy);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && told.contains("statistics"), "{told}");
+    let all: Vec<_> = strategy.into_iter().chain(experts.iter().map(String::as_str)).collect();
+    let output = run("search", &all);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let shown: Value = serde_json::from_str(&small::succeed(folder, &["show", "search", "--json"])).unwrap();
+    assert_eq!((&shown["offspring"]["committed"], &shown["offspring"]["failed"]), (&json!(6), &json!(0)));
+    let recipe = shown["best"]["recipe"].as_str().unwrap();
+    assert!(recipe.contains("merge(method=\"fisher\"") && recipe.contains("statistics="), "{recipe}");
+    small::succeed(folder, &["verify", "search"]);
+    // A start model has the values that `merge` gives.
+    let start = "merges=[{ name = \"by-fisher\", method = \"fisher\", role = \"individual\" }]";
+    let all: Vec<_> = std::iter::once(start).chain(experts.iter().map(String::as_str)).collect();
+    let output = run("start", &all);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    small::succeed(folder, &["export", "start", "by-fisher", "--out", "exported"]);
+    let model =
+        |name: &str| format!("  - model: experts/{name}\n    parameters: {{ statistics: fisher/{name}.fisher.safetensors }}\n");
+    let yaml =
+        format!("merge_method: fisher\nbase_model: base\nmodels:\n{}{}{}", model("a"), model("b"), model("c") + &model("d"));
+    fs::write(folder.join("merge.yml"), yaml).unwrap();
+    small::succeed(folder, &["merge", "merge.yml", "--out", "merged"]);
+    let name = "bert.encoder.layer.0.output.dense.weight";
+    assert_eq!(read(&folder.join("exported"), name), read(&folder.join("merged"), name));
+    // Another file under the same name is not what the search began with.
+    fs::copy(folder.join("fisher/a.fisher.safetensors"), folder.join("fisher/b.fisher.safetensors")).unwrap();
+    let output = small::run(folder, &["export", "start", "by-fisher", "--out", "again"]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && told.contains("b.fisher.safetensors is not the file of statistics"), "{told}");
 }

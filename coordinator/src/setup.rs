@@ -1,13 +1,13 @@
 //! From a resolved definition to a search.
 
 use evolver_common::{
-    definition::{self, MergeEntry, Resolved, Role},
+    definition::{self, MergeEntry, Resolved, Role, Source},
     merge,
     recipe::{Input, Merge, Op, Recipe},
     score::{Objective, Scalarisation, Weighted},
 };
 
-use crate::search::{Mode, Named, Plugin, Setup, SetupError, Stop, Task, per_task};
+use crate::search::{Mode, Named, Plugin, Setup, SetupError, Statistics, Stop, Task, per_task};
 
 /// The search that a definition describes.
 ///
@@ -16,15 +16,13 @@ use crate::search::{Mode, Named, Plugin, Setup, SetupError, Stop, Task, per_task
 pub fn search(resolved: &Resolved) -> Result<Setup, SetupError> {
     let definition = &resolved.definition;
     let base = Recipe::checkpoint(resolved.base.digest);
-    let expert = |source: &evolver_common::definition::Source| Named {
-        name: source.name.clone(),
-        kind: "expert",
-        recipe: Recipe::checkpoint(source.digest),
-    };
+    let expert = |source: &Source| Named { name: source.name.clone(), kind: "expert", recipe: Recipe::checkpoint(source.digest) };
+    let measured = |source: &Source| Some((source.digest, source.statistics.as_ref()?.digest));
+    let statistics = Statistics(resolved.experts.iter().filter_map(measured).collect());
     let mut individuals: Vec<_> = resolved.experts.iter().map(expert).collect();
     let mut references = vec![Named { name: "base".into(), kind: "base", recipe: base.clone() }];
     for entry in &definition.merges {
-        let named = Named { name: entry.name.clone(), kind: "merge", recipe: merge_recipe(entry, &base, resolved)? };
+        let named = Named { name: entry.name.clone(), kind: "merge", recipe: merge_recipe(entry, &base, resolved, &statistics)? };
         match entry.role {
             Role::Individual => individuals.push(named),
             Role::Reference => references.push(named),
@@ -64,6 +62,7 @@ pub fn search(resolved: &Resolved) -> Result<Setup, SetupError> {
         objective: Objective { tasks: weighted.collect(), scalarisation },
         individuals,
         references,
+        statistics,
         strategy: Plugin { name: definition.search.strategy.clone(), parameters: definition.search.parameters.clone() },
         acceptance: Plugin { name: definition.acceptance.rule.clone(), parameters: definition.acceptance.parameters.clone() },
         stop: Stop {
@@ -75,13 +74,16 @@ pub fn search(resolved: &Resolved) -> Result<Setup, SetupError> {
     })
 }
 
-fn merge_recipe(entry: &MergeEntry, base: &Recipe, resolved: &Resolved) -> Result<Recipe, SetupError> {
+fn merge_recipe(entry: &MergeEntry, base: &Recipe, resolved: &Resolved, statistics: &Statistics) -> Result<Recipe, SetupError> {
     let chosen = |name: &String| entry.models.is_empty() || entry.models.contains(name);
-    let models = resolved
-        .experts
-        .iter()
-        .filter(|source| chosen(&source.name))
-        .map(|source| Input { recipe: Recipe::checkpoint(source.digest), parameters: entry.model_parameters.clone() });
+    let method = merge::find(&entry.method).ok();
+    let input = |source: &Source| {
+        let recipe = Recipe::checkpoint(source.digest);
+        let mut parameters = entry.model_parameters.clone();
+        parameters.extend(method.and_then(|method| statistics.parameter(method, &recipe)));
+        Input { recipe, parameters }
+    };
+    let models = resolved.experts.iter().filter(|source| chosen(&source.name)).map(input);
     let merge = merge::normalize(Merge {
         method: entry.method.clone(),
         base: Some(base.clone()),

@@ -145,6 +145,7 @@ fn make_absolute(definition: &mut Definition, folder: &Path) {
     join(&mut definition.models.base);
     for expert in &mut definition.models.experts {
         join(&mut expert.path);
+        expert.statistics.as_mut().map(join);
     }
     for task in &mut definition.tasks {
         join(&mut task.dev);

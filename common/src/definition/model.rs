@@ -67,6 +67,9 @@ pub struct Expert {
     pub name: String,
     /// Folder of a full checkpoint or of a LoRA adapter.
     pub path: PathBuf,
+    /// File of statistics measured on it, for merge methods that read any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statistics: Option<PathBuf>,
 }
 
 /// One task with its labelled data.

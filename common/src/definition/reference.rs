@@ -14,6 +14,10 @@ const MEANINGS: &[(&str, &str)] = &[
     ("models.experts", "The fine-tuned models: the start population."),
     ("models.experts.name", "Unique name."),
     ("models.experts.path", "Folder of a full checkpoint, or of a PEFT LoRA adapter over the base."),
+    (
+        "models.experts.statistics",
+        "File of statistics measured on it by `evolver statistics`, for merges by methods that read any (fisher, regmean).",
+    ),
     ("models.heads", "Glob patterns of tensors that each task keeps its own of, for instance [\"classifier.*\"]."),
     ("models.frozen", "Glob patterns of tensors that stay the base's and do not evolve."),
     ("tasks", "What the one model is to do."),

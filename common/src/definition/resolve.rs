@@ -41,6 +41,18 @@ pub struct Source {
     pub path: PathBuf,
     /// Content digest of its weights.
     pub digest: Digest,
+    /// Statistics measured on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statistics: Option<Measured>,
+}
+
+/// A file of statistics with its content digest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// The file.
+    pub path: PathBuf,
+    /// Digest of its tensors.
+    pub digest: Digest,
 }
 
 /// A task with its labels and data.
@@ -80,7 +92,14 @@ impl Resolved {
     #[must_use]
     pub fn deciding(&self) -> Value {
         let digests = |sources: &[Source]| -> Value {
-            sources.iter().map(|source| json!({ "name": source.name, "digest": source.digest })).collect()
+            let one = |source: &Source| {
+                let mut one = json!({ "name": source.name, "digest": source.digest });
+                if let Some(measured) = &source.statistics {
+                    one["statistics"] = json!(measured.digest);
+                }
+                one
+            };
+            sources.iter().map(one).collect()
         };
         let data = |data: &Data| json!({ "digest": data.digest, "items": data.items });
         let tasks: Value = self
@@ -155,7 +174,7 @@ pub fn leaks(resolved: &Resolved) -> Result<Vec<String>, data::DataError> {
 pub fn resolve(definition: Definition, cache: &DigestCache) -> Result<Resolved, ResolveError> {
     let mut problems = Vec::new();
     let models = open_models(&definition, &mut problems);
-    let models = models.and_then(|(base, experts)| read_models(base, &experts, cache, &mut problems));
+    let models = models.and_then(|(base, experts)| read_models(base, &experts, &definition, cache, &mut problems));
     let default_labels = models.as_ref().map_or_else(Vec::new, |(base, ..)| labels_of(base));
     let tasks: Vec<_> = definition.tasks.iter().filter_map(|task| resolve_task(task, &default_labels, &mut problems)).collect();
     match models {
@@ -174,11 +193,21 @@ pub fn preflight(definition: Definition) -> Result<Resolved, ResolveError> {
     let models = open_models(&definition, &mut problems);
     let default_labels = models.as_ref().map_or_else(Vec::new, |(base, _)| labels_of(base));
     let tasks: Vec<_> = definition.tasks.iter().filter_map(|task| resolve_task(task, &default_labels, &mut problems)).collect();
+    let measured = |name: &str| {
+        let path = statistics_of(&definition, name)?;
+        Some(Measured { path: path.to_owned(), digest: Digest::of(path.as_os_str().as_encoded_bytes()) })
+    };
     let source = |name: &str, checkpoint: &Checkpoint| Source {
         name: name.to_owned(),
         path: checkpoint.path().to_owned(),
         digest: Digest::of(name.as_bytes()),
+        statistics: measured(name),
     };
+    for (expert, path) in definition.models.experts.iter().filter_map(|expert| Some((expert, expert.statistics.as_ref()?))) {
+        if let Err(error) = Checkpoint::open(path) {
+            problems.push(format!("expert {}: statistics: {error}", expert.name));
+        }
+    }
     let named = models.map(|(base, experts)| {
         (source("base", &base), experts.iter().map(|(name, checkpoint)| source(name, checkpoint)).collect::<Vec<_>>())
     });
@@ -219,24 +248,38 @@ fn open_models<'d>(definition: &'d Definition, problems: &mut Vec<String>) -> Op
 fn read_models(
     base: Arc<Checkpoint>,
     experts: &[(&str, Checkpoint)],
+    definition: &Definition,
     cache: &DigestCache,
     problems: &mut Vec<String>,
 ) -> Option<(Arc<Checkpoint>, Source, Vec<Source>)> {
-    let mut source = |name: &str, checkpoint: &Checkpoint| {
+    let mut source = |name: &str, checkpoint: &Checkpoint, statistics: Option<&Path>| {
         if let Err(error) = checkpoint.scan_finite() {
             problems.push(format!("{name}: {error}"));
         }
         match checkpoint.digest(cache) {
-            Ok(digest) => Some(Source { name: name.to_owned(), path: checkpoint.path().to_owned(), digest }),
+            Ok(digest) => {
+                let measured = statistics.and_then(|path| {
+                    let opened = Checkpoint::open(path).map_err(|error| error.to_string());
+                    let digest = opened.and_then(|file| file.digest(cache).map_err(|error| error.to_string()));
+                    let digest = digest.map_err(|error| problems.push(format!("expert {name}: statistics: {error}"))).ok()?;
+                    Some(Measured { path: path.to_owned(), digest })
+                });
+                Some(Source { name: name.to_owned(), path: checkpoint.path().to_owned(), digest, statistics: measured })
+            }
             Err(error) => {
                 problems.push(format!("{name}: {error}"));
                 None
             }
         }
     };
-    let base_source = source("base", &base)?;
-    let sources: Vec<_> = experts.iter().filter_map(|(name, checkpoint)| source(name, checkpoint)).collect();
+    let base_source = source("base", &base, None)?;
+    let sources: Vec<_> =
+        experts.iter().filter_map(|(name, checkpoint)| source(name, checkpoint, statistics_of(definition, name))).collect();
     Some((base, base_source, sources))
+}
+
+fn statistics_of<'d>(definition: &'d Definition, expert: &str) -> Option<&'d Path> {
+    definition.models.experts.iter().find(|known| known.name == expert)?.statistics.as_deref()
 }
 
 /// The labels that the base's config names, in the order of the model's outputs.

@@ -148,6 +148,8 @@ struct Line {
 const BINS: usize = 1024;
 const OCTAVES: usize = 16;
 const PER_BIN: usize = 8;
+/// Elements of a line from which on their ranks are found by a sort of all.
+const MANY: usize = 128;
 /// Bits of an F32's mantissa.
 const MANTISSA: u32 = 23;
 /// Elements from which on a line is sorted outright.
@@ -187,11 +189,7 @@ impl Line {
     }
 
     fn draw_by_sort(&self, magnitudes: &[u32], numbers: &mut [u32], mut factors: Option<&mut [f64]>) {
-        // The place below the magnitude breaks ties.
-        let mut order: Vec<_> = (0..).zip(magnitudes).map(|(place, magnitude)| u64::from(*magnitude) << 32 | place).collect();
-        order.sort_unstable();
-        for (rank, key) in (0..).zip(&order) {
-            let at = (key & 0xffff_ffff) as usize;
+        for (at, rank) in ranks(magnitudes).into_iter().enumerate() {
             if let Some(factors) = &mut factors {
                 factors[at] = 1.0 / self.probability(rank);
             }
@@ -231,8 +229,11 @@ impl Line {
                 left += usize::from(is_open);
             }
         }
+        // Where many values are equal many are left.
+        let ranks = if left > MANY { ranks(magnitudes) } else { Vec::new() };
         for at in open[..left].iter().map(|at| usize::from(*at)) {
-            numbers[at] = if numbers[at] < self.threshold(rank(magnitudes, at)) { 0 } else { u32::MAX };
+            let rank = ranks.get(at).copied().unwrap_or_else(|| rank(magnitudes, at));
+            numbers[at] = if numbers[at] < self.threshold(rank) { 0 } else { u32::MAX };
         }
         for number in numbers {
             *number = if *number < range.0 { KEPT } else { DROPPED };
@@ -282,6 +283,17 @@ impl Bins {
         }
         (first, last)
     }
+}
+
+/// Every element's rank, by a sort; the place breaks ties.
+fn ranks(magnitudes: &[u32]) -> Vec<u32> {
+    let mut order: Vec<_> = (0..).zip(magnitudes).map(|(place, magnitude)| u64::from(*magnitude) << 32 | place).collect();
+    order.sort_unstable();
+    let mut ranks = vec![0; order.len()];
+    for (rank, key) in (0..).zip(order) {
+        ranks[(key & 0xffff_ffff) as usize] = rank;
+    }
+    ranks
 }
 
 /// How many elements come before this one: smaller ones, and equal ones at earlier places.

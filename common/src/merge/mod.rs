@@ -159,6 +159,12 @@ pub fn find(name: &str) -> Result<&'static dyn Method, ParameterError> {
     })
 }
 
+/// The parameter by which a method names a model's file of statistics, if it reads any.
+#[must_use]
+pub fn statistics_parameter(method: &dyn Method) -> Option<&'static str> {
+    method.parameters().iter().find(|spec| matches!(spec.kind, Kind::Statistics)).map(|spec| spec.name)
+}
+
 /// The difference of a model to its base, rounded to F32 as stored task vectors are.
 #[inline(always)]
 fn task_vector(model: f32, base: f32) -> f32 {

@@ -109,6 +109,7 @@ fn run(landscape: &Landscape, seed: u64, way: &Way) -> Value {
         objective: Objective { tasks: vec![Weighted { metric: "accuracy".into(), weight: 1.0 }; TASKS], ..Objective::default() },
         individuals: (0..TASKS).map(named).collect(),
         references: Vec::new(),
+        statistics: evolver_coordinator::search::Statistics::default(),
         strategy: plugin(way.strategy, &way.keys),
         acceptance: plugin(way.rule, &way.rule_keys),
         stop: Stop { evaluations: Some(BUDGET), ..Stop::default() },

@@ -86,6 +86,7 @@ pub(crate) fn run(seed: u64, redrawn: f64, strategy: &Plugin, acceptance: &Plugi
         objective: Objective { tasks: vec![Weighted { metric: "accuracy".into(), weight: 1.0 }; TASKS], ..Objective::default() },
         individuals: (0..MODELS).map(named).collect(),
         references: Vec::new(),
+        statistics: evolver_coordinator::search::Statistics::default(),
         strategy: strategy.clone(),
         acceptance: acceptance.clone(),
         stop: Stop { offspring: Some(OFFSPRING), ..Stop::default() },

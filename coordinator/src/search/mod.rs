@@ -23,7 +23,7 @@ mod strategy;
 pub(crate) use self::acceptance::per_task;
 pub use self::{
     core::{DEV_BASE, FRESH_BASE, Guest, Search, TEST_BASE, TellError},
-    model::{Counters, Individual, Kind, Mode, Named, Outcome, Phase, Plugin, Setup, SetupError, Spec, Stop, Task},
+    model::{Counters, Individual, Kind, Mode, Named, Outcome, Phase, Plugin, Setup, SetupError, Spec, Statistics, Stop, Task},
     settings::{About, Default, Kind as ParameterKind, Parameter},
 };
 

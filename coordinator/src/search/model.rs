@@ -1,8 +1,11 @@
 //! What goes into a search and what comes out of it.
 
+use std::collections::BTreeMap;
+
 use evolver_common::{
     digest::Digest,
-    recipe::Recipe,
+    merge,
+    recipe::{Op, Recipe, Value as Parameter},
     score::{Objective, Portion, Scores, Split},
 };
 use serde::Serialize;
@@ -28,12 +31,35 @@ pub struct Setup {
     pub individuals: Vec<Named>,
     /// Models scored for the final table only.
     pub references: Vec<Named>,
+    /// The statistics that were measured on models, for merge methods that read any.
+    pub statistics: Statistics,
     /// How offspring are drawn.
     pub strategy: Plugin,
     /// When an offspring replaces its parent.
     pub acceptance: Plugin,
     /// When the search ends.
     pub stop: Stop,
+}
+
+/// Digests of files of statistics, by the checkpoints that they were measured on.
+#[derive(Clone, Debug, Default)]
+pub struct Statistics(pub BTreeMap<Digest, Digest>);
+
+impl Statistics {
+    /// The parameter that names a model's statistics to a method that reads any. An evolved model has those of the checkpoint that it descends from, target
+    /// by target: they are measured where its evolution began.
+    #[must_use]
+    pub fn parameter(&self, method: &dyn merge::Method, model: &Recipe) -> Option<(String, Parameter)> {
+        let name = merge::statistics_parameter(method)?;
+        let mut origin = model;
+        let digest = loop {
+            match origin.op() {
+                Op::Checkpoint(digest) => break self.0.get(digest)?,
+                op => origin = op.operands().next()?,
+            }
+        };
+        Some((name.to_owned(), Parameter::Text(digest.to_string())))
+    }
 }
 
 /// The order in which results are absorbed.

@@ -108,6 +108,7 @@ pub(crate) fn setup(variant: &Variant, seed: u64, in_flight: usize, experts: usi
         objective: Objective { tasks: vec![weighted(1.0), weighted(2.0)], ..Objective::default() },
         individuals: (0..experts).map(|index| named(format!("expert {index} {seed}"), "expert")).collect(),
         references: vec![named("base".into(), "base"), named("average".into(), "merge")],
+        statistics: evolver_coordinator::search::Statistics::default(),
         strategy: Plugin { name: variant.strategy.into(), parameters: parameters(&variant.keys) },
         acceptance: Plugin { name: variant.rule.into(), parameters: parameters(&variant.rule_keys) },
         stop,

@@ -45,7 +45,8 @@ pub fn resolved(change: impl FnOnce(&mut Value)) -> Resolved {
         "fleet": { "lease_seconds": 30.0, "heartbeat_seconds": 5.0 },
     });
     change(&mut definition);
-    let source = |name: &str| Source { name: name.into(), path: format!("/models/{name}").into(), digest: digest(name) };
+    let source =
+        |name: &str| Source { name: name.into(), path: format!("/models/{name}").into(), digest: digest(name), statistics: None };
     let data = |name: &str, items| Data { path: format!("/data/{name}.jsonl").into(), digest: digest(name), items };
     Resolved {
         definition: serde_json::from_value(definition).unwrap(),

@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use evolver_common::{
     checkpoint::{Checkpoint, DigestCache},
     digest::Digest,
-    merge::{Kind, find},
+    merge::{find, statistics_parameter},
     recipe::{Parameters, Value},
 };
 
@@ -16,13 +16,12 @@ pub type Statistics = (Digest, Arc<Checkpoint>);
 
 /// Opens every file and replaces its path; what is wrong joins `problems`.
 pub(super) fn open(config: &mut MergeConfig, problems: &mut Vec<String>) -> Vec<Statistics> {
-    let specs = find(&config.method).map(|method| method.parameters()).unwrap_or_default();
-    let names: Vec<_> = specs.iter().filter(|spec| matches!(spec.kind, Kind::Statistics)).map(|spec| spec.name).collect();
+    let parameter = find(&config.method).ok().and_then(statistics_parameter);
     let folder = config.folder.clone();
     let digests = DigestCache::in_memory();
     let mut opened = Vec::new();
     for table in tables(config) {
-        for (_, value) in table.iter_mut().filter(|(name, _)| names.contains(&name.as_str())) {
+        for (_, value) in table.iter_mut().filter(|(name, _)| Some(name.as_str()) == parameter) {
             if let Value::Text(path) = value {
                 match file(&folder.join(&*path), &digests) {
                     Ok(found) => {

@@ -84,6 +84,14 @@ impl Materializer {
             let leaf = CheckpointLeaf::new(Arc::clone(checkpoint), Arc::clone(&space));
             engine.insert(Recipe::checkpoint(source.digest).id(), Arc::new(leaf));
         }
+        for measured in resolved.experts.iter().filter_map(|source| source.statistics.as_ref()) {
+            let file = Checkpoint::open(&measured.path).map_err(|error| input(&error))?;
+            if file.digest(&digests).map_err(|error| input(&error))? != measured.digest {
+                let sentence = format!("{} is not the file of statistics that the search began with", measured.path.display());
+                return Err(MaterializeError::Input(sentence));
+            }
+            engine.insert_statistics(measured.digest, Arc::new(file));
+        }
         let limit = resolved.definition.fleet.cache_bytes;
         Ok(Self { cache: Cache::open(cache_folder, limit, space), resolved: resolved.clone(), base, experts, engine })
     }

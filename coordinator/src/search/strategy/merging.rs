@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::Start;
 use crate::search::{
-    model::{Individual, SetupError},
+    model::{Individual, SetupError, Statistics},
     settings::{Default, Kind, Parameter, Settings},
 };
 
@@ -54,6 +54,7 @@ pub(super) struct Merging {
     base: Option<Recipe>,
     parameters: Parameters,
     model_parameters: Parameters,
+    statistics: Statistics,
 }
 
 impl Merging {
@@ -69,7 +70,9 @@ impl Merging {
     pub(super) fn plain(method: &str, start: &Start<'_>) -> Result<Self, SetupError> {
         let base = find(method).map_err(|error| SetupError(format!("search.method: {error}")))?.base();
         let base = (base != Base::Unused).then(|| start.setup.base.clone());
-        Ok(Self { method: method.to_owned(), base, parameters: Parameters::new(), model_parameters: Parameters::new() })
+        let (parameters, model_parameters) = (Parameters::new(), Parameters::new());
+        let statistics = start.setup.statistics.clone();
+        Ok(Self { method: method.to_owned(), base, parameters, model_parameters, statistics })
     }
 
     /// The merge of these models; what is given here goes before what stays.
@@ -79,7 +82,12 @@ impl Merging {
             all.extend(own);
             all
         };
-        let input = |(recipe, own)| Input { recipe, parameters: over(own, &self.model_parameters) };
+        let method = find(&self.method).ok();
+        let input = |(recipe, own)| {
+            let mut parameters = over(own, &self.model_parameters);
+            parameters.extend(method.and_then(|method| self.statistics.parameter(method, &recipe)));
+            Input { recipe, parameters }
+        };
         let merge = normalize(Merge {
             method: self.method.clone(),
             base: self.base.clone(),
