@@ -148,7 +148,8 @@ fn a_worker_that_is_told_to_leave_gives_back_what_it_holds_and_is_gone() {
 
 #[test]
 fn what_a_leaving_worker_has_scored_is_not_scored_again_and_the_search_ends_in_the_same_bits() {
-    let folder = prepared(&SLOW, 4000);
+    // So many items that a scoring takes much longer than what is waited for, on a quick machine too.
+    let folder = prepared(&SLOW, 16_000);
     let folder = folder.path();
     let set = ["--set", "stop.offspring=0", "--set", "acceptance.rule=greedy"];
     small::succeed(folder, &[&["run", "search.toml", "--dir", "calm"], &set[..]].concat());

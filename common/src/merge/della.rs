@@ -169,11 +169,11 @@ impl Line {
         self.lowest + f64::from(rank) * self.step
     }
 
-    /// The number that draws fall below at a rank: [`rng::threshold`] in 32 bits, since no probability is 1.
+    /// The number that draws fall below at a rank: [`crate::rng::threshold`] in 32 bits, since no probability is 1, and at least 1, since none is 0.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "probabilities lie between 0 and 1")]
     fn threshold(&self, rank: u32) -> u32 {
-        (self.probability(rank) * 4_294_967_296.0 + 0.5) as u32
+        ((self.probability(rank) * 4_294_967_296.0 + 0.5) as u32).max(1)
     }
 
     /// Replaces the numbers that were drawn for a line by [`KEPT`] and [`DROPPED`], and writes what is kept is multiplied by where that is asked for.
@@ -356,5 +356,36 @@ impl Method for DellaLinear {
 
     fn prepare(&self, settings: &Settings, pass: &Pass<'_>) -> Box<dyn Combine> {
         prepare(settings, pass, false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bins_decide_as_a_sort_does() {
+        let stream = |seed: u64, length: usize| {
+            let mut numbers = vec![0; length];
+            Stream::new(seed, "line").fill(0, &mut numbers);
+            numbers
+        };
+        let values: [fn(u32) -> f32; 5] =
+            [|n| n as f32, |n| (n % 7) as f32, |_| 0.0, |n| if n % 5 == 0 { 1e-30 } else { 1.0 }, |n| f32::from_bits(n >> 2)];
+        for length in [1, 2, 63, 64, 65, 130, 1000, 5000] {
+            for (seed, value) in (0..).zip(values) {
+                let magnitudes: Vec<_> = stream(seed, length).into_iter().map(|n| value(n).to_bits()).collect();
+                for (density, epsilon) in [(0.2, 0.1), (0.5, 0.0), (0.5, 0.499_999), (0.2, 0.2 - 1e-13), (0.9, 0.1 - 1e-13)] {
+                    let line = Line::new(density, epsilon, length);
+                    let drawn = stream(seed + 100, length);
+                    // Draws at the very ends too.
+                    let drawn: Vec<_> = drawn.into_iter().enumerate().map(|(at, n)| [0, u32::MAX, n, n][at % 4]).collect();
+                    let (mut by_bins, mut by_sort) = (drawn.clone(), drawn);
+                    line.draw_by_bins(&magnitudes, &mut by_bins, &mut Vec::new());
+                    line.draw_by_sort(&magnitudes, &mut by_sort, None);
+                    assert_eq!(by_bins, by_sort, "{length} {seed} {density} {epsilon}");
+                }
+            }
+        }
     }
 }
