@@ -184,7 +184,7 @@ mod tests {
     use crate::definition::parse;
 
     const FULL: &str = r#"
-        models = { base = "/b", experts = [{ name = "a", path = "/a" }], frozen = ["x*"] }
+        models = { base = "/b", experts = [{ name = "a", path = "/a", statistics = "/s" }], frozen = ["x*"] }
         [[tasks]]
         name = "t"
         dev = "/t.jsonl"
