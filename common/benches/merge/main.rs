@@ -6,7 +6,7 @@
 //! cargo bench -p evolver-common --bench merge -- pcb                        # PCB over 8 models of 110 M F32
 //! cargo bench -p evolver-common --bench merge -- offspring                  # crossover and differential, in memory
 //! cargo bench -p evolver-common --bench merge -- scale                      # cost per parameter from 10 M to 2700 M (sparse files, the result dropped), and memory
-//! cargo bench -p evolver-common --bench merge -- once METHOD BASE MODEL...  # seconds of one merge, for benches/mergekit.py
+//! cargo bench -p evolver-common --bench merge -- once METHOD BASE MODEL...  # seconds of one merge, for benches/merge.py
 //! ```
 //!
 //! Rounds alternate: a copy, then each method once. The least of the rounds counts. Outputs are not synced, and deleted outside the measured time. Memory is the

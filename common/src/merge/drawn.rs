@@ -10,6 +10,8 @@ use std::sync::{
 
 /// Words that are remembered at most: 128 MiB.
 const WORDS: usize = 1 << 24;
+/// Words that a place takes besides its bits.
+const PLACE: usize = 8;
 static ROOM: AtomicUsize = AtomicUsize::new(WORDS);
 
 /// The bits of some elements, 64 to a word; those beyond the last element say nothing.
@@ -41,8 +43,9 @@ impl Drawn {
     fn within(room: &'static AtomicUsize, pieces: impl Iterator<Item = (usize, usize)>, models: usize) -> Self {
         let mut left = room.load(Ordering::Relaxed);
         let slots = |(pieces, words): (usize, usize)| {
-            let pieces = pieces.min(left / (words * models).max(1));
-            left -= pieces * words * models;
+            let each = ((words + PLACE) * models).max(1);
+            let pieces = pieces.min(left / each);
+            left -= pieces * each;
             (0..pieces * models).map(|_| Mutex::default()).collect()
         };
         Self { pieces: pieces.map(slots).collect(), models, room }
@@ -85,18 +88,18 @@ mod tests {
 
     #[test]
     fn bits_are_remembered_once_and_their_room_is_given_back() {
-        static ROOM: AtomicUsize = AtomicUsize::new(65);
+        static ROOM: AtomicUsize = AtomicUsize::new(100);
         let place = |piece| Place { tensor: 1, piece, model: 1 };
         let drawn = Drawn::within(&ROOM, [(1, 3), (3, 10)].into_iter(), 2);
         drawn.put(place(0), &vec![5; 10]);
         drawn.put(place(1), &vec![6; 10]);
         drawn.put(place(2), &vec![7; 10]);
-        assert_eq!(ROOM.load(Ordering::Relaxed), 45, "after 6 and 20 and 20 words there is no room for the third");
+        assert_eq!(ROOM.load(Ordering::Relaxed), 80, "after 22 and 36 and 36 words there is no place for the third");
         assert_eq!(drawn.take(place(0)), Some(vec![5; 10]));
         assert_eq!(drawn.take(place(0)), None);
         assert_eq!(drawn.take(place(2)), None);
-        assert_eq!(ROOM.load(Ordering::Relaxed), 55);
+        assert_eq!(ROOM.load(Ordering::Relaxed), 90);
         drop(drawn);
-        assert_eq!(ROOM.load(Ordering::Relaxed), 65);
+        assert_eq!(ROOM.load(Ordering::Relaxed), 100);
     }
 }

@@ -46,18 +46,16 @@ pub struct Setup {
 pub struct Statistics(pub BTreeMap<Digest, Digest>);
 
 impl Statistics {
-    /// The parameter that names a model's statistics to a method that reads any. An evolved model has those of the checkpoint that it descends from, target
-    /// by target: they are measured where its evolution began.
+    /// The parameter that names a model's statistics to a method that reads any. An evolved model has those of the first checkpoint that it descends from,
+    /// target before donor: they are measured where its evolution began.
     #[must_use]
     pub fn parameter(&self, method: &dyn merge::Method, model: &Recipe) -> Option<(String, Parameter)> {
         let name = merge::statistics_parameter(method)?;
-        let mut origin = model;
-        let digest = loop {
-            match origin.op() {
-                Op::Checkpoint(digest) => break self.0.get(digest)?,
-                op => origin = op.operands().next()?,
-            }
-        };
+        // Operands come before their users, so the target's line comes first.
+        let digest = model.nodes().iter().find_map(|node| match node.op() {
+            Op::Checkpoint(digest) => self.0.get(digest).copied(),
+            _ => None,
+        })?;
         Some((name.to_owned(), Parameter::Text(digest.to_string())))
     }
 }

@@ -40,10 +40,9 @@ pub fn write_files(folder: &FolderWriter, plan: &Plan, card: &Card<'_>) -> Resul
 /// The first adapter's config, which says of all of them what the vectors scale.
 fn write_adapter_config(folder: &FolderWriter, plan: &Plan) -> Result<(), WriteError> {
     let name = "adapter_config.json";
-    match fs::read(plan.layout().folders[0].join(name)) {
-        Ok(content) => folder.write(name, &content),
-        Err(_) => Ok(()),
-    }
+    let path = plan.layout().folders[0].join(name);
+    let content = fs::read(&path).map_err(|error| WriteError::Unreadable(format!("cannot read {}: {error}", path.display())))?;
+    folder.write(name, &content)
 }
 
 fn write_model_files(folder: &FolderWriter, plan: &Plan) -> Result<(), WriteError> {
