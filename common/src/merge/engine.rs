@@ -5,7 +5,6 @@
 //! merge needs whole rows (ranks within them) or whole tensors (an SVD), blocks are multiples of those, and memory is bounded by the largest of them.
 
 use std::{
-    borrow::Cow,
     collections::HashMap,
     io,
     ops::Range,
@@ -19,17 +18,16 @@ use thiserror::Error;
 use super::{
     Combine, find,
     layers::Layers,
-    pass::{CHUNK, Inputs, Job, Pass},
-    perturb::Steps,
+    pass::{CHUNK, Job, Pass},
+    program::{Program, Step, Workspace},
     settings::{ParameterError, Settings},
     store::Store,
 };
 use crate::{
     checkpoint::{Checkpoint, ReadError, Slot, Space, View},
     digest::Digest,
-    recipe::{Granularity, Op, Recipe, Shape},
-    rng::{self, Stream},
-    simd,
+    recipe::{Op, Recipe},
+    rng, simd,
 };
 
 /// Prepared merges that are kept, with their statistics.
@@ -143,10 +141,10 @@ pub struct Engine {
     statistics: HashMap<Digest, Arc<Checkpoint>>,
     layers: Arc<Layers>,
     /// Elements of one block.
-    block: usize,
+    pub(super) block: usize,
     /// The blocks of recipes in which no values depend on each other.
-    jobs: Vec<Job>,
-    elements: Vec<usize>,
+    pub(super) jobs: Vec<Job>,
+    pub(super) elements: Vec<usize>,
     prepared: Mutex<HashMap<Digest, Arc<dyn Combine>>>,
     pub(super) store: Store,
     non_finite: bool,
@@ -230,8 +228,8 @@ impl Engine {
         for (values, &elements) in out.iter_mut().zip(&self.elements) {
             values.resize(elements, 0.0);
         }
-        let (program, root) = self.compile(recipe)?;
-        let run = Run::new(self, &program, root, tees);
+        let program = self.compile(recipe)?;
+        let run = Run::new(self, &program, tees);
         let jobs = program.jobs(self, |_| 1);
         let mut blocks = Vec::with_capacity(jobs.len());
         let mut jobs = jobs.iter().peekable();
@@ -259,8 +257,8 @@ impl Engine {
     /// # Errors
     /// See [`BuildError`].
     pub fn stream_with(&self, recipe: &Recipe, sink: &dyn Sink, tees: &[(Recipe, &dyn Sink)]) -> Result<(), BuildError> {
-        let (program, root) = self.compile(recipe)?;
-        let run = Run::new(self, &program, root, tees);
+        let program = self.compile(recipe)?;
+        let run = Run::new(self, &program, tees);
         let jobs = program.jobs(self, |_| 1);
         Job::strides(&jobs).into_par_iter().try_for_each(|jobs| {
             run.with_workspace(|workspace| {
@@ -284,7 +282,7 @@ impl Engine {
     /// # Errors
     /// See [`BuildError`].
     pub fn needs_whole_tensors(&self, recipe: &Recipe) -> Result<bool, BuildError> {
-        let (program, _) = self.compile(recipe)?;
+        let program = self.compile(recipe)?;
         Ok(program.needs_whole_tensors())
     }
 
@@ -302,19 +300,16 @@ impl Engine {
     }
 
     /// Turns a recipe into steps, taking the statistics of its merges on the way, innermost first.
-    fn compile(&self, recipe: &Recipe) -> Result<(Program<'_>, usize), BuildError> {
-        let mut program = Program { space: &self.space, steps: Vec::new(), nodes: Vec::new(), index: HashMap::new() };
+    fn compile(&self, recipe: &Recipe) -> Result<Program<'_>, BuildError> {
+        let mut program = Program::new(&self.space);
         for node in self.needed(recipe) {
             let step = match self.leaves.get(&node.id()) {
                 Some(leaf) => Step::Leaf(Arc::clone(leaf)),
                 None => self.step(&node, &program)?,
             };
-            program.index.insert(node.id(), program.steps.len());
-            program.steps.push(step);
-            program.nodes.push(node);
+            program.push(node, step);
         }
-        let root = program.steps.len() - 1;
-        Ok((program, root))
+        Ok(program)
     }
 
     /// The nodes that have to be evaluated, operands first; a leaf ends the descent.
@@ -394,10 +389,10 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(engine: &'a Engine, program: &'a Program<'a>, root: usize, tees: &[(Recipe, &'a dyn Sink)]) -> Self {
+    fn new(engine: &'a Engine, program: &'a Program<'a>, tees: &[(Recipe, &'a dyn Sink)]) -> Self {
         let found = tees.iter().filter_map(|(node, sink)| Some((*program.index.get(&node.id())?, *sink)));
         let (steps, sinks): (Vec<_>, Vec<_>) = found.unzip();
-        let wanted = std::iter::once(root).chain(steps).collect();
+        let wanted = std::iter::once(program.root()).chain(steps).collect();
         Self { engine, program, wanted, sinks, workspaces: Mutex::default() }
     }
 
@@ -420,241 +415,4 @@ impl<'a> Run<'a> {
             Ok(())
         })
     }
-}
-
-/// A recipe as steps, operands before their users.
-pub(super) struct Program<'a> {
-    space: &'a Space,
-    steps: Vec<Step>,
-    /// What each step evaluates.
-    pub(super) nodes: Vec<Recipe>,
-    index: HashMap<Digest, usize>,
-}
-
-enum Step {
-    Leaf(Arc<dyn Leaf>),
-    Differential {
-        target: usize,
-        plus: usize,
-        minus: usize,
-        scale: f32,
-    },
-    Crossover {
-        target: usize,
-        donor: usize,
-        threshold: u64,
-        seed: u64,
-        per: Granularity,
-    },
-    Perturb {
-        parent: usize,
-        deviation: f64,
-        seed: u64,
-        shape: Shape,
-    },
-    /// `below` says of each tensor whether it is `first`'s.
-    Splice {
-        first: usize,
-        second: usize,
-        below: Vec<bool>,
-    },
-    Merge {
-        operands: Vec<usize>,
-        has_base: bool,
-        combine: Arc<dyn Combine>,
-    },
-}
-
-impl Step {
-    fn operands(&self) -> Vec<usize> {
-        match self {
-            Self::Leaf(_) => vec![],
-            Self::Differential { target, plus, minus, .. } => vec![*target, *plus, *minus],
-            Self::Crossover { target, donor, .. } => vec![*target, *donor],
-            Self::Perturb { parent, .. } => vec![*parent],
-            Self::Splice { first, second, .. } => vec![*first, *second],
-            Self::Merge { operands, .. } => operands.clone(),
-        }
-    }
-}
-
-/// One thread's buffers, allocated once and used again.
-#[derive(Default)]
-pub(super) struct Workspace {
-    buffers: Vec<Vec<f32>>,
-    random: Vec<u32>,
-    /// What is written at once.
-    stride: Vec<f32>,
-}
-
-impl Program<'_> {
-    /// The blocks that it is evaluated in, if as many elements of a tensor as `unit` says have to stand together besides.
-    pub(super) fn jobs<'e>(&self, engine: &'e Engine, unit: impl Fn(usize) -> usize) -> Cow<'e, [Job]> {
-        let of_tensor = |tensor: usize| {
-            let units = self.steps.iter().filter_map(|step| match step {
-                Step::Merge { combine, .. } => Some(combine.unit(tensor, self.shape(tensor))),
-                _ => None,
-            });
-            units.fold(unit(tensor), common_multiple)
-        };
-        let units: Vec<_> = (0..engine.elements.len()).map(of_tensor).collect();
-        if units.iter().all(|unit| engine.block.is_multiple_of(*unit)) {
-            Cow::Borrowed(&engine.jobs)
-        } else {
-            Cow::Owned(Job::split(&engine.elements, engine.block, |tensor| units[tensor]))
-        }
-    }
-
-    /// Tells the tensors from those of other spaces.
-    pub(super) fn space_digest(&self) -> Digest {
-        let tensors = self.space.tensors.iter();
-        let parts: Vec<_> = tensors.map(|tensor| format!("{:?} {}", tensor.shape, tensor.name).into_bytes()).collect();
-        Digest::of_parts("evolver space v1", parts.iter().map(Vec::as_slice))
-    }
-
-    fn needs_whole_tensors(&self) -> bool {
-        let whole = |step: &Step| match step {
-            Step::Merge { combine, .. } => (0..self.space.tensors.len()).any(|tensor| {
-                let shape = self.shape(tensor);
-                shape.len() > 1 && combine.unit(tensor, shape) == shape.iter().product::<usize>()
-            }),
-            _ => false,
-        };
-        self.steps.iter().any(whole)
-    }
-
-    /// The sides of a tensor.
-    pub(super) fn shape(&self, tensor: usize) -> &[usize] {
-        &self.space.tensors[tensor].shape
-    }
-
-    /// Evaluates the `wanted` steps on one block and hands their values to `then`; the first one's are written to `target` if there is one.
-    pub(super) fn evaluate(
-        &self,
-        job: &Job,
-        wanted: &[usize],
-        mut target: Option<&mut [f32]>,
-        workspace: &mut Workspace,
-        then: impl FnOnce(&[&[f32]]) -> Result<(), BuildError>,
-    ) -> Result<(), BuildError> {
-        let mut needed = vec![false; self.steps.len()];
-        wanted.iter().for_each(|&step| needed[step] = true);
-        for step in (0..self.steps.len()).rev() {
-            if needed[step] {
-                self.steps[step].operands().into_iter().for_each(|operand| needed[operand] = true);
-            }
-        }
-        let Workspace { buffers, random, .. } = workspace;
-        buffers.resize(self.steps.len(), Vec::new());
-        for (at, step) in self.steps.iter().enumerate().filter(|(at, _)| needed[*at]) {
-            let (earlier, rest) = buffers.split_at_mut(at);
-            match &mut target {
-                Some(target) if wanted.first() == Some(&at) => self.step(step, job, earlier, target, random)?,
-                _ if self.lent(at, job).is_some() => {}
-                _ => {
-                    rest[0].resize(job.elements.len(), 0.0);
-                    self.step(step, job, earlier, &mut rest[0], random)?;
-                }
-            }
-        }
-        let mut values: Vec<_> = wanted.iter().map(|&step| self.value(step, job, buffers)).collect();
-        if let Some(target) = target {
-            // The first may be wanted twice, by a build and by a tee.
-            let target: &[f32] = target;
-            values
-                .iter_mut()
-                .zip(wanted)
-                .filter(|(_, step)| wanted.first() == Some(*step))
-                .for_each(|(value, _)| *value = target);
-        }
-        then(&values)
-    }
-
-    /// A step's values on this block, where a leaf lends them.
-    fn lent(&self, step: usize, job: &Job) -> Option<&[f32]> {
-        match &self.steps[step] {
-            Step::Leaf(leaf) => leaf.borrow(job.tensor).map(|values| &values[job.elements.clone()]),
-            _ => None,
-        }
-    }
-
-    /// A step's values on this block: lent by a leaf, or in its buffer.
-    fn value<'v>(&'v self, step: usize, job: &Job, buffers: &'v [Vec<f32>]) -> &'v [f32] {
-        self.lent(step, job).unwrap_or_else(|| &buffers[step])
-    }
-
-    fn step(
-        &self,
-        step: &Step,
-        job: &Job,
-        earlier: &[Vec<f32>],
-        out: &mut [f32],
-        random: &mut Vec<u32>,
-    ) -> Result<(), BuildError> {
-        let value = |step: usize| self.value(step, job, earlier);
-        match step {
-            Step::Leaf(leaf) => match leaf.borrow(job.tensor) {
-                Some(values) => out.copy_from_slice(&values[job.elements.clone()]),
-                None => leaf.read(job.tensor, job.elements.clone(), out).map_err(BuildError::Leaf)?,
-            },
-            Step::Differential { target, plus, minus, scale } => {
-                let (target, plus, minus) = (value(*target), value(*plus), value(*minus));
-                simd::dispatch(
-                    #[inline(always)]
-                    || {
-                        for (((out, target), plus), minus) in out.iter_mut().zip(target).zip(plus).zip(minus) {
-                            *out = target + scale * (plus - minus);
-                        }
-                    },
-                );
-            }
-            Step::Crossover { target, donor, threshold, seed, per } => {
-                let (target, donor) = (value(*target), value(*donor));
-                let stream = Stream::new(*seed, &self.space.tensors[job.tensor].name);
-                match per {
-                    Granularity::Tensor => {
-                        let taken = u64::from(stream.element(0)) < *threshold;
-                        out.copy_from_slice(if taken { donor } else { target });
-                    }
-                    Granularity::Parameter => {
-                        random.resize(out.len(), 0);
-                        stream.fill(job.elements.start as u64, random);
-                        simd::dispatch(
-                            #[inline(always)]
-                            || {
-                                for (((out, target), donor), draw) in out.iter_mut().zip(target).zip(donor).zip(&*random) {
-                                    *out = if rng::falls(*draw, *threshold) { *donor } else { *target };
-                                }
-                            },
-                        );
-                    }
-                }
-            }
-            Step::Perturb { parent, deviation, seed, shape } => {
-                let tensor = &self.space.tensors[job.tensor];
-                let steps = Steps { stream: Stream::new(*seed, &tensor.name), deviation: *deviation, shape: *shape };
-                steps.add(&tensor.shape, job.elements.start, value(*parent), out);
-            }
-            Step::Splice { first, second, below } => {
-                out.copy_from_slice(value(if below[job.tensor] { *first } else { *second }));
-            }
-            Step::Merge { operands, has_base, combine } => {
-                let values: Vec<_> = operands.iter().map(|&operand| value(operand)).collect();
-                let (base, models) = if *has_base { (values[0], &values[1..]) } else { (&[][..], &values[..]) };
-                let inputs =
-                    Inputs { base, models, tensor: job.tensor, shape: self.shape(job.tensor), offset: job.elements.start };
-                combine.block(&inputs, out);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The least common multiple, or the largest number where it does not fit.
-pub(super) fn common_multiple(a: usize, b: usize) -> usize {
-    let (mut divisor, mut rest) = (a.max(1), b.max(1));
-    while rest > 0 {
-        (divisor, rest) = (rest, divisor % rest);
-    }
-    (a.max(1) / divisor).saturating_mul(b.max(1))
 }

@@ -1,6 +1,7 @@
 //! Merge methods and the engine that builds a recipe's weights.
 //!
 //! - [`engine`]: streams a whole recipe graph block by block, each shared node once, in constant working memory.
+//! - [`program`]: the graph as a list of steps, evaluated on one block.
 //! - [`pass`]: a pass over a merge's inputs, for the methods that need statistics of whole models.
 //! - [`order`]: exact order statistics by counting over float bits.
 //! - [`layers`]: where each tensor stands in the stack of layers, for coefficients that differ between them.
@@ -44,6 +45,7 @@ mod pass;
 mod passthrough;
 mod pcb;
 mod perturb;
+mod program;
 mod ram;
 mod regmean;
 mod sce;

@@ -11,7 +11,8 @@ use std::{
 use rayon::prelude::*;
 
 use super::{
-    engine::{BuildError, Engine, Program, Workspace},
+    engine::{BuildError, Engine},
+    program::{Program, Workspace},
     store::Table,
 };
 use crate::{checkpoint::Checkpoint, digest::Digest, recipe::Op};
@@ -50,7 +51,7 @@ impl Job {
     /// All tensors in blocks of about `block` elements: of a tensor, multiples of what `unit` says of it and of [`CHUNK`], or the whole of it.
     pub(super) fn split(elements: &[usize], block: usize, unit: impl Fn(usize) -> usize) -> Vec<Self> {
         let of_tensor = |(tensor, &elements): (usize, &usize)| {
-            let unit = super::engine::common_multiple(unit(tensor), CHUNK).min(elements.max(1));
+            let unit = common_multiple(unit(tensor), CHUNK).min(elements.max(1));
             let block = block.max(unit) / unit * unit;
             (0..elements).step_by(block).map(move |start| Self { tensor, elements: start..elements.min(start + block) })
         };
@@ -212,4 +213,13 @@ impl Pass<'_> {
         let states = states.into_inner().unwrap_or_else(PoisonError::into_inner);
         states.into_iter().map(|(state, _)| state).reduce(join).unwrap_or_else(start)
     }
+}
+
+/// The least common multiple, or the largest number where it does not fit.
+pub(super) fn common_multiple(a: usize, b: usize) -> usize {
+    let (mut divisor, mut rest) = (a.max(1), b.max(1));
+    while rest > 0 {
+        (divisor, rest) = (rest, divisor % rest);
+    }
+    (a.max(1) / divisor).saturating_mul(b.max(1))
 }
