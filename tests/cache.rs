@@ -38,7 +38,7 @@ fn built(resolved: &Resolved, cache: &Path, recipe: &Recipe) -> Vec<Vec<f32>> {
     let materializer = workshop.materializer();
     materializer.build(recipe, &[recipe.id()]).unwrap();
     let mut out = Vec::new();
-    materializer.engine().build(recipe, &mut out, &[]).unwrap();
+    materializer.engine().build(recipe, &mut out).unwrap();
     out
 }
 

@@ -363,6 +363,10 @@ fn what_is_no_vector_of_an_adapter_is_refused() {
         (bench.refuses("merge_method: ties\nia3: 3\nmodels: [{model: x}]\n", &[]), "true or false"),
     ];
     refused.iter().for_each(|(sentence, expected)| assert!(sentence.contains(expected), "{sentence}"));
+    let config = json!({ "peft_type": "IA3", "feedforward_modules": [], "target_modules": ["k_proj", "down_proj"] });
+    fs::write(bench.path("y/adapter_config.json"), config.to_string()).unwrap();
+    let sentence = merge("", "y");
+    assert!(sentence.contains("mlp.down_proj.ia3_l\" scales a module's inputs in one of x and y"), "{sentence}");
     let config = json!({ "peft_type": "LORA", "r": 1, "lora_alpha": 1 });
     fs::write(bench.path("y/adapter_config.json"), config.to_string()).unwrap();
     let sentence = merge("", "y");

@@ -224,7 +224,15 @@ fn a_search_merges_by_what_was_measured() {
     // Without files there is a sentence, and no search.
     let output = run("none", &strategy);
     let told = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.code() == Some(2) && told.contains("statistics"), "{told}");
+    assert!(output.status.code() == Some(2) && told.contains("models.experts.statistics names an expert's file"), "{told}");
+    // Nor one by files of another model.
+    fs::create_dir(folder.join("other")).unwrap();
+    small::search(&folder.join("other"), &small::Shape { hidden: 32, ..small::TINY }, 24, 8);
+    small::succeed(&folder.join("other"), &["statistics", "search.toml", "--kind", "fisher", "--out", "fisher"]);
+    let output = run("none", &["models.experts.2.statistics=\"other/fisher/a.fisher.safetensors\""]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && told.contains("expert c: statistics:") && told.contains("are expected"), "{told}");
+    assert!(!folder.join("none").exists());
     let all: Vec<_> = strategy.into_iter().chain(experts.iter().map(String::as_str)).collect();
     let output = run("search", &all);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -68,6 +68,17 @@ impl Stream {
         self.group(element / LANES as u64)[(element % LANES as u64) as usize]
     }
 
+    /// The numbers of some elements from `start` on, both multiples of [`LANES`].
+    #[inline(always)]
+    pub(crate) fn draws<const N: usize>(&self, start: u64) -> [u32; N] {
+        let mut draws = [0; N];
+        let first = start / LANES as u64;
+        for (group, out) in (first..).zip(draws.as_chunks_mut::<LANES>().0) {
+            *out = self.group(group);
+        }
+        draws
+    }
+
     /// Fills `out` with the numbers of the elements from `start` on.
     pub fn fill(&self, start: u64, out: &mut [u32]) {
         let lanes = LANES as u64;

@@ -96,7 +96,7 @@ fn engine(shapes: &[(String, Vec<usize>)], models: &[InMemory], block: usize) ->
 fn build(engine: &Engine, recipe: &Recipe, threads: usize) -> InMemory {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     let mut out = InMemory::new();
-    pool.install(|| engine.build(recipe, &mut out, &[])).unwrap();
+    pool.install(|| engine.build(recipe, &mut out)).unwrap();
     out
 }
 

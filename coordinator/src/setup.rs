@@ -75,20 +75,20 @@ pub fn search(resolved: &Resolved) -> Result<Setup, SetupError> {
 }
 
 fn merge_recipe(entry: &MergeEntry, base: &Recipe, resolved: &Resolved, statistics: &Statistics) -> Result<Recipe, SetupError> {
+    let here = |error: &dyn std::fmt::Display| SetupError(format!("merges.{}: {error}", entry.name));
     let chosen = |name: &String| entry.models.is_empty() || entry.models.contains(name);
-    let method = merge::find(&entry.method).ok();
     let input = |source: &Source| {
         let recipe = Recipe::checkpoint(source.digest);
         let mut parameters = entry.model_parameters.clone();
-        parameters.extend(method.and_then(|method| statistics.parameter(method, &recipe)));
-        Input { recipe, parameters }
+        statistics.add_to(&mut parameters, &entry.method, &recipe).map_err(|error| here(&error))?;
+        Ok(Input { recipe, parameters })
     };
     let models = resolved.experts.iter().filter(|source| chosen(&source.name)).map(input);
     let merge = merge::normalize(Merge {
         method: entry.method.clone(),
         base: Some(base.clone()),
-        models: models.collect(),
+        models: models.collect::<Result<_, _>>()?,
         parameters: entry.parameters.clone(),
     });
-    merge.map(|merge| Recipe::new(Op::Merge(merge))).map_err(|error| SetupError(format!("merges.{}: {error}", entry.name)))
+    merge.map(|merge| Recipe::new(Op::Merge(merge))).map_err(|error| here(&error))
 }

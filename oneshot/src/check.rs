@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc, time::Instant};
 use evolver_common::{
     checkpoint::{Space, SpaceTensor},
     digest::Digest,
-    merge::{Engine, InMemory, Leaf, Options},
+    merge::{Engine, InMemory, Leaf, Options, REMEMBERED_BYTES, STRIDE},
     recipe::Recipe,
     rng::Stream,
 };
@@ -18,6 +18,8 @@ const SAMPLES: [usize; 2] = [1 << 16, 1 << 20];
 const SAMPLE_TENSORS: usize = 16;
 /// Methods whose time does not grow evenly with the elements, since they decompose matrices.
 const UNEVEN: [&str; 5] = ["tsv", "iso_c", "iso_cts", "knots", "wudi"];
+/// Methods that remember what they draw, a bit for each element of each model, as far as there is room.
+const DRAWING: [&str; 4] = ["dare_linear", "dare_ties", "della", "della_linear"];
 /// What a process needs besides the engine's buffers.
 const FIXED_BYTES: u64 = 32 << 20;
 
@@ -32,7 +34,7 @@ pub struct Costs {
     pub shards: usize,
     /// Parameters of the result.
     pub parameters: u64,
-    /// Private memory that the engine's buffers need, at least.
+    /// Private memory that the engine's buffers and what it remembers of draws need.
     pub memory: u64,
     /// Seconds of merging on this machine, files in memory; `None` where a sample does not tell.
     pub seconds: Option<f64>,
@@ -63,16 +65,20 @@ impl Plan {
             let largest = part.space.tensors.iter().map(|tensor| tensor.elements).max().unwrap_or(0);
             let whole = sample.as_ref().is_some_and(|sample| sample.whole_tensors);
             let block = if whole { largest } else { largest.min(Options::default().block) };
-            (block * 4 * (part.models.len() + 2)) as u64 * threads
+            let stride = largest.min(STRIDE.max(block));
+            ((block * (part.models.len() + 2) + stride) * 4) as u64 * threads
         };
         let buffers = self.parts.iter().zip(&samples).map(buffer).max();
+        let bits = self.parts.iter().map(|part| part.space.elements() * part.models.len()).max().unwrap_or(0);
+        let draws = DRAWING.contains(&self.config.method.as_str());
+        let remembered = if draws { (bits / 8).min(REMEMBERED_BYTES) as u64 } else { 0 };
         let seconds = |sample: Option<Sample>| sample.and_then(|sample| sample.seconds);
         Costs {
             read: self.bytes_read(),
             write: self.bytes(),
             shards,
             parameters,
-            memory: FIXED_BYTES + buffers.unwrap_or(0),
+            memory: FIXED_BYTES + buffers.unwrap_or(0) + remembered,
             seconds: samples.into_iter().map(seconds).sum(),
             free: crate::output::free_space(out),
         }
@@ -128,7 +134,7 @@ impl Plan {
                 let (engine, recipe) = self.sampled(part, space.clone())?;
                 let mut out = InMemory::new();
                 let began = Instant::now();
-                engine.build(&recipe, &mut out, &[]).ok()?;
+                engine.build(&recipe, &mut out).ok()?;
                 best = best.min(began.elapsed().as_secs_f64());
             }
             Some((best, space))

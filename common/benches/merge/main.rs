@@ -5,6 +5,7 @@
 //! cargo bench -p evolver-common --bench merge -- all --only ties,pcb        # some of them
 //! cargo bench -p evolver-common --bench merge -- pcb                        # PCB over 8 models of 110 M F32
 //! cargo bench -p evolver-common --bench merge -- offspring                  # crossover and differential, in memory
+//! cargo bench -p evolver-common --bench merge -- offspring --only "BF16 d"   # those whose names have this in them
 //! cargo bench -p evolver-common --bench merge -- scale                      # cost per parameter from 10 M to 2700 M (sparse files, the result dropped), and memory
 //! cargo bench -p evolver-common --bench merge -- once METHOD BASE MODEL...  # seconds of one merge, for benches/merge.py
 //! ```
@@ -30,11 +31,11 @@ use std::{
 
 use evolver_common::{
     checkpoint::{
-        Checkpoint, Dtype, Patterns, fit,
+        Checkpoint, Dtype, Patterns, SpaceTensor, fit,
         write::{Announced, WeightsWriter},
     },
     digest::Digest,
-    merge::{CheckpointLeaf, Engine, InMemory, METHODS, Method, Options, Sink, normalize},
+    merge::{Built, CheckpointLeaf, Engine, METHODS, Method, Options, Sink, normalize},
     recipe::{Granularity, Input, Merge, Op, Parameters, Recipe, Value},
 };
 use rayon::prelude::*;
@@ -51,7 +52,7 @@ fn main() {
     match words.as_slice() {
         ["all", rest @ ..] => all(rest),
         ["pcb"] => pcb(),
-        ["offspring"] => offspring(),
+        ["offspring", rest @ ..] => offspring(option(rest, "--only").unwrap_or_default()),
         ["scale"] => scale(),
         ["once", method, models @ ..] => once(method, models),
         // What `cargo bench` without words runs: small, so that it ends soon.
@@ -303,7 +304,7 @@ fn pcb() {
 }
 
 /// Crossover and differential of three experts beside a read of the same inputs.
-fn offspring() {
+fn offspring(only: &str) {
     for dtype in [Dtype::F32, Dtype::Bf16] {
         let folders = models::make(&folder(), Wanted { millions: 110, dtype, experts: 3, sparse: false });
         let opened = Opened::new(&folders);
@@ -325,8 +326,9 @@ fn offspring() {
             ("interpolation", interpolation),
             ("interpolation, crossover", evolver),
         ];
-        let mut built = InMemory::new();
-        for (name, recipe) in recipes {
+        let place = |tensor: &SpaceTensor| Built::zeros(dtype, tensor.elements);
+        let mut built: Vec<_> = opened.engine.space().tensors.iter().map(place).collect();
+        for (name, recipe) in recipes.into_iter().filter(|(name, _)| format!("{dtype} {name}").contains(only)) {
             let nodes = recipe.nodes();
             let read: Vec<_> = opened
                 .leaves
@@ -341,12 +343,13 @@ fn offspring() {
                 hint::black_box(read_all(&read));
                 reading = reading.min(started.elapsed().as_secs_f64());
                 let started = Instant::now();
-                opened.engine.build(&recipe, &mut built, &[]).unwrap();
+                opened.engine.build_into(&recipe, &mut built, &[]).unwrap();
                 building = building.min(started.elapsed().as_secs_f64());
             }
             let bytes: u64 = read.iter().map(|model| model.bytes()).sum();
             println!(
-                "{dtype:<5}{name:<26}{:.3} s; reading its {:.0} MB: {:.3} s; {:.0} % of the bandwidth of reading",
+                "{:<5}{name:<26}{:.3} s; reading its {:.0} MB: {:.3} s; {:.0} % of the bandwidth of reading",
+                dtype.name(),
                 building,
                 bytes as f64 / 1e6,
                 reading,

@@ -146,6 +146,20 @@ impl Dtype {
     }
 }
 
+/// Rounds F32 values to the bits of a type of 16: BF16, else F16.
+pub(crate) fn narrow(dtype: Dtype, values: &[f32], out: &mut [u16]) {
+    match dtype {
+        Dtype::Bf16 => simd::dispatch(
+            #[inline(always)]
+            || out.iter_mut().zip(values).for_each(|(out, value)| *out = narrow_bf16(*value)),
+        ),
+        _ => simd::dispatch(
+            #[inline(always)]
+            || out.iter_mut().zip(values).for_each(|(out, value)| *out = narrow_f16(*value)),
+        ),
+    }
+}
+
 fn convert<const N: usize>(bytes: &[u8], out: &mut [f32], one: impl Fn([u8; N]) -> f32) {
     simd::dispatch(
         #[inline(always)]

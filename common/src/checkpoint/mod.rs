@@ -19,8 +19,9 @@ mod open;
 mod quantized;
 pub mod write;
 
+pub(crate) use self::dtype::narrow;
 pub use self::{
-    adapter::{adapter_base, check_adapter_config, is_adapter, open_vectors},
+    adapter::{Vectors, adapter_base, check_adapter_config, is_adapter, open_vectors},
     digest::{DigestCache, DigestError},
     dtype::Dtype,
     fit::{Difference, Patterns, Space, SpaceTensor, fit},

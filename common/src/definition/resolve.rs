@@ -14,6 +14,7 @@ use crate::{
     checkpoint::{self, Checkpoint, DigestCache, Patterns},
     data,
     digest::Digest,
+    merge,
 };
 
 /// Separates the definition's hash from other digests.
@@ -203,11 +204,6 @@ pub fn preflight(definition: Definition) -> Result<Resolved, ResolveError> {
         digest: Digest::of(name.as_bytes()),
         statistics: measured(name),
     };
-    for (expert, path) in definition.models.experts.iter().filter_map(|expert| Some((expert, expert.statistics.as_ref()?))) {
-        if let Err(error) = Checkpoint::open(path) {
-            problems.push(format!("expert {}: statistics: {error}", expert.name));
-        }
-    }
     let named = models.map(|(base, experts)| {
         (source("base", &base), experts.iter().map(|(name, checkpoint)| source(name, checkpoint)).collect::<Vec<_>>())
     });
@@ -238,8 +234,17 @@ fn open_models<'d>(definition: &'d Definition, problems: &mut Vec<String>) -> Op
     }
     let named: Vec<_> = experts.iter().map(|(name, c)| (*name, c)).collect();
     let patterns = Patterns { heads: definition.models.heads.clone(), frozen: definition.models.frozen.clone() };
-    if let Err(differences) = checkpoint::fit(&base, &named, &patterns) {
-        problems.extend(differences.iter().map(ToString::to_string));
+    match checkpoint::fit(&base, &named, &patterns) {
+        Ok(space) => {
+            let statistics = definition.models.experts.iter().filter_map(|expert| Some((expert, expert.statistics.as_ref()?)));
+            for (expert, path) in statistics {
+                let file = Checkpoint::open(path).map_err(|error| error.to_string());
+                if let Err(error) = file.and_then(|file| merge::check_statistics(&file, &space)) {
+                    problems.push(format!("expert {}: statistics: {error}", expert.name));
+                }
+            }
+        }
+        Err(differences) => problems.extend(differences.iter().map(ToString::to_string)),
     }
     Some((base, experts))
 }

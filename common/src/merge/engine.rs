@@ -16,7 +16,9 @@ use rayon::prelude::*;
 use thiserror::Error;
 
 use super::{
-    Combine, find,
+    Combine,
+    built::Built,
+    find,
     layers::Layers,
     pass::{CHUNK, Job, Pass},
     program::{Program, Step, Workspace},
@@ -82,7 +84,7 @@ pub trait Sink: Sync {
     fn write(&self, tensor: usize, offset: usize, values: &[f32]) -> io::Result<()>;
 }
 
-/// The evolving tensors of one model, in memory.
+/// The evolving tensors of one model, in memory as F32.
 pub type InMemory = Vec<Vec<f32>>;
 
 /// A checkpoint as a leaf.
@@ -218,30 +220,47 @@ impl Engine {
         self.store.forget();
     }
 
-    /// Builds a recipe in memory; `out` is given the right size and keeps its allocations. Each tee also gets the values of one node inside the
-    /// recipe.
+    /// Builds a recipe in memory as F32; `out` is given the right size and keeps its allocations.
     ///
     /// # Errors
     /// See [`BuildError`].
-    pub fn build(&self, recipe: &Recipe, out: &mut InMemory, tees: &[(Recipe, &dyn Sink)]) -> Result<(), BuildError> {
+    pub fn build(&self, recipe: &Recipe, out: &mut InMemory) -> Result<(), BuildError> {
         out.resize(self.elements.len(), Vec::new());
-        for (values, &elements) in out.iter_mut().zip(&self.elements) {
+        let place = |(values, &elements): (&mut Vec<f32>, &usize)| {
+            let mut values = std::mem::take(values);
             values.resize(elements, 0.0);
+            Built::F32(values)
+        };
+        let mut built: Vec<_> = out.iter_mut().zip(&self.elements).map(place).collect();
+        let result = self.build_into(recipe, &mut built, &[]);
+        for (out, built) in out.iter_mut().zip(built) {
+            if let Built::F32(values) = built {
+                *out = values;
+            }
         }
+        result
+    }
+
+    /// Builds a recipe in memory, into a place for each tensor of the space, of its size. Each tee also gets the values of one node inside the recipe.
+    ///
+    /// # Errors
+    /// See [`BuildError`].
+    pub fn build_into(&self, recipe: &Recipe, out: &mut [Built], tees: &[(Recipe, &dyn Sink)]) -> Result<(), BuildError> {
         let program = self.compile(recipe)?;
         let run = Run::new(self, &program, tees);
         let jobs = program.jobs(self, |_| 1);
-        let mut blocks = Vec::with_capacity(jobs.len());
-        let mut jobs = jobs.iter().peekable();
-        for (tensor, values) in out.iter_mut().enumerate() {
-            let mut rest = values.as_mut_slice();
-            while let Some(job) = jobs.next_if(|job| job.tensor == tensor) {
-                let (block, after) = rest.split_at_mut(job.elements.len());
-                rest = after;
-                blocks.push((job, block));
-            }
-        }
-        blocks.into_par_iter().try_for_each(|(job, block)| run.with_workspace(|workspace| run.block(job, block, workspace)))
+        let of_tensor = jobs.chunk_by(|a, b| a.tensor == b.tensor);
+        let mut tensors: Vec<_> = out.iter_mut().map(Some).collect();
+        let places = of_tensor.filter_map(|jobs| Some(tensors.get_mut(jobs[0].tensor)?.take()?.places(jobs)));
+        let blocks: Vec<_> = places.flatten().collect();
+        blocks.into_par_iter().try_for_each(|(job, place)| {
+            run.with_workspace(|workspace| {
+                let mut scratch = std::mem::take(&mut workspace.stride);
+                let result = place.fill(&mut scratch, |block| run.block(job, block, workspace));
+                workspace.stride = scratch;
+                result
+            })
+        })
     }
 
     /// Builds a recipe into a sink, in constant memory.

@@ -57,8 +57,12 @@ impl Method for Fisher {
         PARAMETERS
     }
 
+    fn measured(&self, tensor: &str, shape: &[usize]) -> Vec<(String, Vec<usize>)> {
+        vec![(tensor.to_owned(), shape.to_vec())]
+    }
+
     fn prepare(&self, settings: &Settings, pass: &Pass<'_>) -> Box<dyn Combine> {
-        let files = Measured::open(settings, pass, |tensor, shape| vec![(tensor.to_owned(), shape.to_vec())]);
+        let files = Measured::open(self, settings, pass);
         let mut coefficients = settings.per_model("weight");
         let smooth = settings.per_tensor("smooth");
         let normalize = settings.choice("fisher_normalize");

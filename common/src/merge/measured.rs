@@ -5,8 +5,8 @@
 
 use std::{ops::Range, sync::Arc};
 
-use super::{Default, Kind, ParameterSpec, Pass, Scope, Settings};
-use crate::checkpoint::Checkpoint;
+use super::{Default, Kind, METHODS, Method, ParameterSpec, Pass, Scope, Settings};
+use crate::checkpoint::{Checkpoint, Space, TensorInfo};
 
 pub(super) const STATISTICS: ParameterSpec = ParameterSpec {
     name: "statistics",
@@ -24,13 +24,8 @@ pub(super) struct Measured {
 }
 
 impl Measured {
-    /// Finds the models' files, and in them the first of the names that `wanted` gives for a tensor and its shape; a statistic of that name has to have
-    /// the shape that it says. What is wrong is reported to the pass, and no merge then comes of it.
-    pub(super) fn open(
-        settings: &Settings,
-        pass: &Pass<'_>,
-        wanted: impl Fn(&str, &[usize]) -> Vec<(String, Vec<usize>)>,
-    ) -> Self {
+    /// Finds the models' files, and in them what the method reads of each tensor. What is wrong is reported to the pass, and no merge then comes of it.
+    pub(super) fn open(method: &dyn Method, settings: &Settings, pass: &Pass<'_>) -> Self {
         let files: Vec<_> = settings.texts("statistics").iter().filter_map(|digest| pass.statistics(digest)).collect();
         let mut this = Self { files, names: Vec::new() };
         if this.files.len() < pass.models() {
@@ -41,22 +36,17 @@ impl Measured {
             let (name, shape) = wanted.iter().find(|(name, _)| file.tensors().contains_key(name))?;
             let info = &file.tensors()[name];
             if info.shape != *shape || !info.dtype.is_float() {
-                pass.fail(format!(
-                    "{}: the statistics {name:?} are {} of shape {:?}, and floats of shape {shape:?} are expected",
-                    file.path().display(),
-                    info.dtype,
-                    info.shape
-                ));
+                pass.fail(misfit(file, name, info, &format!("{shape:?}")));
                 return None;
             }
             Some(name.clone())
         };
         for tensor in 0..pass.elements().len() {
-            let wanted = wanted(settings.layers().name(tensor), pass.shape(tensor));
+            let wanted = method.measured(settings.layers().name(tensor), pass.shape(tensor));
             this.names.push(this.files.iter().map(|file| find(file, &wanted)).collect());
         }
         if this.names.iter().flatten().all(Option::is_none) {
-            pass.fail(format!("{}: it holds no statistics of any tensor that is merged", this.files[0].path().display()));
+            pass.fail(nothing(&this.files[0]));
         }
         this
     }
@@ -77,4 +67,37 @@ impl Measured {
             out.fill(f32::NAN);
         }
     }
+}
+
+/// Whether some method can read this file of statistics for models with these tensors, told by its header.
+///
+/// # Errors
+/// A sentence that says what does not fit.
+pub fn check(file: &Checkpoint, space: &Space) -> Result<(), String> {
+    let mut found = false;
+    for tensor in &space.tensors {
+        let wanted: Vec<_> = METHODS.iter().flat_map(|method| method.measured(&tensor.name, &tensor.shape)).collect();
+        for (name, _) in &wanted {
+            let Some(info) = file.tensors().get(name) else { continue };
+            let shapes: Vec<_> = wanted.iter().filter(|(other, _)| other == name).map(|(_, shape)| shape).collect();
+            if !info.dtype.is_float() || !shapes.contains(&&info.shape) {
+                let shapes: Vec<_> = shapes.iter().map(|shape| format!("{shape:?}")).collect();
+                return Err(misfit(file, name, info, &shapes.join(" or ")));
+            }
+            found = true;
+        }
+    }
+    if found { Ok(()) } else { Err(nothing(file)) }
+}
+
+fn misfit(file: &Checkpoint, name: &str, info: &TensorInfo, wanted: &str) -> String {
+    let path = file.path().display();
+    format!(
+        "{path}: the statistics {name:?} are {} of shape {:?}, and floats of shape {wanted} are expected",
+        info.dtype, info.shape
+    )
+}
+
+fn nothing(file: &Checkpoint) -> String {
+    format!("{}: it holds no statistics of any tensor that is merged", file.path().display())
 }

@@ -3,6 +3,7 @@
 //! - [`engine`]: streams a whole recipe graph block by block, each shared node once, in constant working memory.
 //! - [`program`]: the graph as a list of steps, evaluated on one block.
 //! - [`pass`]: a pass over a merge's inputs, for the methods that need statistics of whole models.
+//! - [`built`]: what is built in memory.
 //! - [`order`]: exact order statistics by counting over float bits.
 //! - [`layers`]: where each tensor stands in the stack of layers, for coefficients that differ between them.
 //! - [`lanes`]: blocks walked a fixed number of elements at a time.
@@ -17,6 +18,7 @@
 
 mod arcee_fusion;
 mod breadcrumbs;
+mod built;
 mod consensus;
 mod dare;
 mod della;
@@ -61,9 +63,12 @@ mod tsv;
 mod wudi;
 
 pub use self::{
+    built::Built,
+    drawn::REMEMBERED_BYTES,
     engine::{BuildError, CheckpointLeaf, Engine, InMemory, Leaf, Options, Sink},
     layers::{Layers, numbered},
-    pass::{Inputs, Pass},
+    measured::check as check_statistics,
+    pass::{Inputs, Pass, STRIDE},
     settings::{Default, Kind, ParameterError, ParameterSpec, Scope, Settings, join, normalize},
 };
 use crate::{recipe::Merge, suggest};
@@ -123,6 +128,11 @@ pub trait Method: Sync {
     /// The sentence.
     fn check(&self, _merge: &Merge) -> Result<(), String> {
         Ok(())
+    }
+    /// The statistics of a tensor that it reads from models' files: names that they may have, the first that is there being read, each with the shape
+    /// that is expected. None for a method that reads no files.
+    fn measured(&self, _tensor: &str, _shape: &[usize]) -> Vec<(String, Vec<usize>)> {
+        Vec::new()
     }
     /// Takes the statistics that it needs, in as many passes over the inputs as it needs, and gives what combines a block.
     fn prepare(&self, settings: &Settings, pass: &Pass<'_>) -> Box<dyn Combine>;

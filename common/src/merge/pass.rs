@@ -23,7 +23,7 @@ pub(super) const CHUNK: usize = 4096;
 /// Elements that partial sums are kept of at a time.
 const BATCH: usize = 1 << 28;
 /// Elements that are written at once, where blocks are smaller.
-const STRIDE: usize = 1 << 18;
+pub const STRIDE: usize = 1 << 18;
 
 /// One block of a merge's operands.
 #[derive(Debug)]

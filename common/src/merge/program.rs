@@ -16,6 +16,9 @@ use crate::{
     simd,
 };
 
+/// Numbers that are drawn at a time, so that they stay near.
+const DRAWS: usize = 64;
+
 /// A recipe as steps, operands before their users.
 pub(super) struct Program<'a> {
     space: &'a Space,
@@ -78,7 +81,6 @@ impl Step {
 #[derive(Default)]
 pub(super) struct Workspace {
     buffers: Vec<Vec<f32>>,
-    random: Vec<u32>,
     /// What is written at once.
     pub(super) stride: Vec<f32>,
 }
@@ -158,16 +160,16 @@ impl<'a> Program<'a> {
                 self.steps[step].operands().into_iter().for_each(|operand| needed[operand] = true);
             }
         }
-        let Workspace { buffers, random, .. } = workspace;
+        let Workspace { buffers, .. } = workspace;
         buffers.resize(self.steps.len(), Vec::new());
         for (at, step) in self.steps.iter().enumerate().filter(|(at, _)| needed[*at]) {
             let (earlier, rest) = buffers.split_at_mut(at);
             match &mut target {
-                Some(target) if wanted.first() == Some(&at) => self.step(step, job, earlier, target, random)?,
+                Some(target) if wanted.first() == Some(&at) => self.step(step, job, earlier, target)?,
                 _ if self.lent(at, job).is_some() => {}
                 _ => {
                     rest[0].resize(job.elements.len(), 0.0);
-                    self.step(step, job, earlier, &mut rest[0], random)?;
+                    self.step(step, job, earlier, &mut rest[0])?;
                 }
             }
         }
@@ -197,14 +199,7 @@ impl<'a> Program<'a> {
         self.lent(step, job).unwrap_or_else(|| &buffers[step])
     }
 
-    fn step(
-        &self,
-        step: &Step,
-        job: &Job,
-        earlier: &[Vec<f32>],
-        out: &mut [f32],
-        random: &mut Vec<u32>,
-    ) -> Result<(), BuildError> {
+    fn step(&self, step: &Step, job: &Job, earlier: &[Vec<f32>], out: &mut [f32]) -> Result<(), BuildError> {
         let value = |step: usize| self.value(step, job, earlier);
         match step {
             Step::Leaf(leaf) => match leaf.borrow(job.tensor) {
@@ -212,7 +207,7 @@ impl<'a> Program<'a> {
                 None => leaf.read(job.tensor, job.elements.clone(), out).map_err(BuildError::Leaf)?,
             },
             Step::Differential { target, plus, minus, scale } => {
-                let (target, plus, minus) = (value(*target), value(*plus), value(*minus));
+                let (target, plus, minus, scale) = (value(*target), value(*plus), value(*minus), *scale);
                 simd::dispatch(
                     #[inline(always)]
                     || {
@@ -231,13 +226,21 @@ impl<'a> Program<'a> {
                         out.copy_from_slice(if taken { donor } else { target });
                     }
                     Granularity::Parameter => {
-                        random.resize(out.len(), 0);
-                        stream.fill(job.elements.start as u64, random);
+                        let (threshold, start) = (*threshold, job.elements.start as u64);
+                        // Few numbers at a time, drawn while the values of others are on their way from memory.
                         simd::dispatch(
                             #[inline(always)]
                             || {
-                                for (((out, target), donor), draw) in out.iter_mut().zip(target).zip(donor).zip(&*random) {
-                                    *out = if rng::falls(*draw, *threshold) { *donor } else { *target };
+                                let rows = target.chunks(DRAWS).zip(donor.chunks(DRAWS));
+                                for ((first, out), (target, donor)) in
+                                    (start..).step_by(DRAWS).zip(out.chunks_mut(DRAWS)).zip(rows)
+                                {
+                                    let draws: [u32; DRAWS] = stream.draws(first);
+                                    for (((out, target), donor), draw) in out.iter_mut().zip(target).zip(donor).zip(&draws) {
+                                        // By bits, since a choice between two places becomes a gather.
+                                        let taken = if rng::falls(*draw, threshold) { u32::MAX } else { 0 };
+                                        *out = f32::from_bits(donor.to_bits() & taken | target.to_bits() & !taken);
+                                    }
                                 }
                             },
                         );

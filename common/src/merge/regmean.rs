@@ -65,13 +65,15 @@ impl Method for RegMean {
         PARAMETERS
     }
 
-    fn prepare(&self, settings: &Settings, pass: &Pass<'_>) -> Box<dyn Combine> {
-        let files = Measured::open(settings, pass, |name, shape| match *shape {
-            [outputs, inputs] => {
-                vec![(name.to_owned(), vec![inputs; 2]), (format!("{name}{TRANSPOSED}"), vec![outputs; 2])]
-            }
+    fn measured(&self, tensor: &str, shape: &[usize]) -> Vec<(String, Vec<usize>)> {
+        match *shape {
+            [outputs, inputs] => vec![(tensor.to_owned(), vec![inputs; 2]), (format!("{tensor}{TRANSPOSED}"), vec![outputs; 2])],
             _ => Vec::new(),
-        });
+        }
+    }
+
+    fn prepare(&self, settings: &Settings, pass: &Pass<'_>) -> Box<dyn Combine> {
+        let files = Measured::open(self, settings, pass);
         let plain = settings.flags("plain_mean");
         let linear = |(tensor, plain): (usize, &bool)| {
             let names = files.names(tensor);

@@ -174,7 +174,7 @@ impl Builder {
             return built.clone();
         }
         let mut out = InMemory::new();
-        self.engine.build(recipe, &mut out, &[]).unwrap();
+        self.engine.build(recipe, &mut out).unwrap();
         let weights: Vec<f64> = out.iter().flatten().map(|w| f64::from(*w)).collect();
         self.engine.insert(recipe.id(), Arc::new(Memory(out)));
         self.built.insert(recipe.id(), weights.clone());

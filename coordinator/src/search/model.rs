@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use evolver_common::{
     digest::Digest,
     merge,
-    recipe::{Op, Recipe, Value as Parameter},
+    recipe::{Op, Parameters, Recipe, Value as Parameter},
     score::{Objective, Portion, Scores, Split},
 };
 use serde::Serialize;
@@ -46,17 +46,27 @@ pub struct Setup {
 pub struct Statistics(pub BTreeMap<Digest, Digest>);
 
 impl Statistics {
-    /// The parameter that names a model's statistics to a method that reads any. An evolved model has those of the first checkpoint that it descends from,
-    /// target before donor: they are measured where its evolution began.
-    #[must_use]
-    pub fn parameter(&self, method: &dyn merge::Method, model: &Recipe) -> Option<(String, Parameter)> {
-        let name = merge::statistics_parameter(method)?;
+    /// Adds the parameter that names a model's statistics, if the method reads any. An evolved model has those of the first checkpoint that it descends
+    /// from, target before donor: they are measured where its evolution began.
+    ///
+    /// # Errors
+    /// If that checkpoint has none.
+    pub fn add_to(&self, parameters: &mut Parameters, method: &str, model: &Recipe) -> Result<(), SetupError> {
+        let Some(name) = merge::find(method).ok().and_then(merge::statistics_parameter) else {
+            return Ok(());
+        };
         // Operands come before their users, so the target's line comes first.
         let digest = model.nodes().iter().find_map(|node| match node.op() {
             Op::Checkpoint(digest) => self.0.get(digest).copied(),
             _ => None,
-        })?;
-        Some((name.to_owned(), Parameter::Text(digest.to_string())))
+        });
+        let missing = || {
+            SetupError(format!(
+                "{method} reads statistics measured on each model, and one that it merges has none: models.experts.statistics names an expert's file"
+            ))
+        };
+        parameters.insert(name.to_owned(), Parameter::Text(digest.ok_or_else(missing)?.to_string()));
+        Ok(())
     }
 }
 

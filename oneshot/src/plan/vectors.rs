@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use evolver_common::checkpoint::{
-    Checkpoint, open_vectors,
+    Checkpoint, Vectors, open_vectors,
     write::{Announced, WeightsWriter},
 };
 
@@ -18,11 +18,22 @@ pub(super) fn open(config: &MergeConfig) -> Result<Vec<Model>, String> {
             return Err(format!("{reference}: with ia3: true the adapter alone is expected, without its base"));
         }
         let path = reference.model.locate(&config.folder)?;
-        let checkpoint = Arc::new(open_vectors(&path).map_err(|error| error.to_string())?);
-        Ok(Model { reference: reference.clone(), checkpoint, folders: vec![path], made: None })
+        let Vectors { checkpoint, of_inputs } = open_vectors(&path).map_err(|error| error.to_string())?;
+        let model = Model { reference: reference.clone(), checkpoint: Arc::new(checkpoint), folders: vec![path], made: None };
+        Ok((model, of_inputs))
     };
     let named = config.models().into_iter().filter(|reference| **reference != ones);
-    let adapters = named.map(adapter).collect::<Result<Vec<_>, _>>()?;
+    let (adapters, of_inputs): (Vec<_>, Vec<_>) = named.map(adapter).collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+    // The merged adapter has the first one's config, which would scale another side of the weights than the others were trained to.
+    for (other, sides) in adapters.iter().zip(&of_inputs).skip(1) {
+        if let Some(name) = sides.symmetric_difference(&of_inputs[0]).next() {
+            let first = &adapters[0].reference;
+            return Err(format!(
+                "{name:?} scales a module's inputs in one of {first} and {}, its outputs in the other (feedforward_modules)",
+                other.reference
+            ));
+        }
+    }
     let Some(first) = adapters.first() else {
         return Err("models names no adapter".into());
     };

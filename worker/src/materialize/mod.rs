@@ -3,20 +3,19 @@
 //! Base and experts are mapped once and never copied; an offspring's evolving tensors are built in memory and go straight to the evaluator.
 
 mod cache;
-mod short;
 
 use std::{path::Path, sync::Arc};
 
 use evolver_common::{
-    checkpoint::{Checkpoint, DigestCache, Space, fit},
+    checkpoint::{Checkpoint, DigestCache, Dtype, Space, SpaceTensor, fit},
     definition::{Resolved, Source, Task},
     digest::Digest,
-    merge::{BuildError, CheckpointLeaf, Engine, Options},
+    merge::{BuildError, Built, CheckpointLeaf, Engine, Options},
     recipe::Recipe,
 };
 use thiserror::Error;
 
-use self::{cache::Cache, short::Short};
+use self::cache::Cache;
 use crate::{
     evaluate::Candidate,
     models::{ModelWeights, Values},
@@ -131,17 +130,11 @@ impl Materializer {
         // A cache that cannot be written costs time, never a result.
         let writers: Vec<_> = missing.filter_map(|node| Some((node.clone(), self.cache.begin(node.id())?))).collect();
         let tees: Vec<_> = writers.iter().map(|(node, writer)| (node.clone(), writer.sink())).collect();
-        let built = match Short::of(self.space(), &self.base) {
-            Some(short) => {
-                self.engine.stream_with(recipe, &short, &tees)?;
-                short.finish()
-            }
-            None => {
-                let mut built = Vec::new();
-                self.engine.build(recipe, &mut built, &tees)?;
-                built.into_iter().map(|values| Values::Owned(values.into())).collect()
-            }
-        };
+        // In the types that the base has them in: what is scored are the values that an export will have.
+        let dtype = |name: &str| self.base.tensors().get(name).map_or(Dtype::F32, |info| info.dtype);
+        let place = |tensor: &SpaceTensor| Built::zeros(dtype(&tensor.name), tensor.elements);
+        let mut built: Vec<_> = self.space().tensors.iter().map(place).collect();
+        self.engine.build_into(recipe, &mut built, &tees)?;
         for (_, writer) in writers {
             self.cache.finish(writer);
         }
@@ -149,9 +142,14 @@ impl Materializer {
         Ok(self.candidate(built))
     }
 
-    fn candidate(&self, built: Vec<Values>) -> Candidate {
+    fn candidate(&self, built: Vec<Built>) -> Candidate {
         let mut shared = ModelWeights::of(&self.base);
-        for (tensor, values) in self.space().tensors.iter().zip(built) {
+        for (tensor, built) in self.space().tensors.iter().zip(built) {
+            let values = match built {
+                Built::F32(values) => Values::Owned(values.into()),
+                Built::Bf16(values) => Values::Brain(values.into()),
+                Built::F16(values) => Values::Half(values.into()),
+            };
             shared.insert(&tensor.name, &tensor.shape, values);
         }
         Candidate { heads: self.heads(), shared }

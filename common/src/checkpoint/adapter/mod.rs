@@ -10,7 +10,7 @@ mod change;
 mod config;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
@@ -58,25 +58,40 @@ pub(super) fn weights(path: &Path) -> Result<PathBuf, OpenError> {
     Err(OpenError::Side { path: file, what: format!("is missing{hint}") })
 }
 
+/// The learned vectors of an (IA)³ adapter.
+#[derive(Debug)]
+pub struct Vectors {
+    /// The vectors by their names in the adapter.
+    pub checkpoint: Checkpoint,
+    /// Names of those that scale a module's inputs, and not its outputs.
+    pub of_inputs: BTreeSet<String>,
+}
+
 /// Opens the learned vectors of an (IA)³ adapter as they are, without a base.
 ///
 /// # Errors
 /// As [`Checkpoint::open`], or if it is another kind of adapter, or has tensors that are no such vectors.
-pub fn open_vectors(path: &Path) -> Result<Checkpoint, OpenError> {
+pub fn open_vectors(path: &Path) -> Result<Vectors, OpenError> {
     let wrong = |what: String| OpenError::Side { path: path.to_owned(), what };
     if !is_adapter(path) {
         return Err(wrong("is no PEFT adapter, and the vectors of (IA)³ adapters are merged".into()));
     }
-    if !matches!(Config::open(path)?.kind, Kind::Ia3 { .. }) {
+    let Kind::Ia3 { feedforward } = Config::open(path)?.kind else {
         return Err(wrong("is a LoRA adapter, whose factors have no meaning one by one: merge base+adapter instead".into()));
-    }
-    let parts = Checkpoint::open(&weights(path)?)?;
-    match parts.tensors().keys().find(|name| !name.ends_with(".ia3_l")) {
-        Some(other) => {
-            Err(wrong(format!("tensor {other:?} is no (IA)³ vector, and has no ones to start from: merge base+adapter instead")))
+    };
+    let checkpoint = Checkpoint::open(&weights(path)?)?;
+    let mut of_inputs = BTreeSet::new();
+    for name in checkpoint.tensors().keys() {
+        let Some(module) = name.strip_suffix(".ia3_l") else {
+            let sentence =
+                format!("tensor {name:?} is no (IA)³ vector, and has no ones to start from: merge base+adapter instead");
+            return Err(wrong(sentence));
+        };
+        if feedforward.contains(plain(module).map_err(wrong)?) {
+            of_inputs.insert(name.clone());
         }
-        None => Ok(parts),
     }
+    Ok(Vectors { checkpoint, of_inputs })
 }
 
 /// Whether a text is an adapter's config that can be read, for those who check files from outside.

@@ -82,16 +82,15 @@ impl Merging {
             all.extend(own);
             all
         };
-        let method = find(&self.method).ok();
         let input = |(recipe, own)| {
             let mut parameters = over(own, &self.model_parameters);
-            parameters.extend(method.and_then(|method| self.statistics.parameter(method, &recipe)));
-            Input { recipe, parameters }
+            self.statistics.add_to(&mut parameters, &self.method, &recipe)?;
+            Ok(Input { recipe, parameters })
         };
         let merge = normalize(Merge {
             method: self.method.clone(),
             base: self.base.clone(),
-            models: models.into_iter().map(input).collect(),
+            models: models.into_iter().map(input).collect::<Result<_, SetupError>>()?,
             parameters: over(parameters, &self.parameters),
         });
         merge.map(|merge| Recipe::new(Op::Merge(merge))).map_err(|error| SetupError(format!("search: {error}")))
