@@ -5,12 +5,12 @@
 mod quickstart;
 mod small;
 
-use std::{collections::BTreeMap, fs, process::Stdio, time::Duration};
+use std::{collections::BTreeMap, env, fs, path::Path, process::Stdio, time::Duration};
 
 use self::small::processes::scorers_of;
 
-/// Activations of 512 tokens in the quickstart's network, a few times 512 rows of 384 and of 1,536 numbers, with room.
-const ACTIVATIONS: u64 = 32 << 20;
+/// Activations of 512 tokens in the quickstart's network, a few times 512 rows of 384 and of 1,536 numbers, and what every process has, with room.
+const ACTIVATIONS: u64 = 24 << 20;
 
 /// The private resident memory of a process, in bytes.
 fn private(pid: u32) -> Option<u64> {
@@ -19,17 +19,13 @@ fn private(pid: u32) -> Option<u64> {
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
 }
 
-#[test]
-fn a_worker_takes_one_and_a_half_models_and_its_activations_at_most() {
-    let prepared = quickstart::folder();
+/// Runs a search with this many workers, and holds the private memory of each one's child against 1.3 times the model.
+fn assert_bounded(definition: &Path, workers: usize, sets: &[String]) {
     let scratch = tempfile::tempdir().unwrap();
-    let dir = scratch.path().join("search");
-    let mut sets = vec!["stop.offspring=12".to_owned(), "search.in_flight=4".into(), "evaluator.batch_tokens=512".into()];
-    for task in 0..4 {
-        sets.extend(["dev_items", "test_items"].map(|key| format!("tasks.{task}.{key}=12")));
-    }
-    let mut run = small::evolver(&prepared, &["run", "search.toml", "--workers", "4", "--dir"]);
-    run.arg(&dir).args(sets.iter().flat_map(|set| ["--set", set]));
+    let folder = definition.parent().unwrap();
+    let mut run = small::evolver(folder, &["run"]);
+    run.arg(definition).args(["--workers", &workers.to_string(), "--dir"]).arg(scratch.path().join("search"));
+    run.args(sets.iter().flat_map(|set| ["--set", set]));
     let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let mut peaks: BTreeMap<u32, u64> = BTreeMap::new();
     let status = loop {
@@ -43,11 +39,33 @@ fn a_worker_takes_one_and_a_half_models_and_its_activations_at_most() {
         std::thread::sleep(Duration::from_millis(2));
     };
     assert!(status.success());
-    let model = fs::metadata(prepared.join("base/model.safetensors")).unwrap().len();
+    let model = fs::metadata(folder.join("base/model.safetensors")).unwrap().len();
     println!("model {model} bytes; private memory of the workers' children at most {:?} bytes", peaks.values());
-    assert_eq!(peaks.len(), 4, "four workers were seen");
+    assert_eq!(peaks.len(), workers, "every worker was seen");
     for peak in peaks.values() {
         // A child holds at least what it builds; less says that nothing was measured.
-        assert!((model / 4..model + model / 2 + ACTIVATIONS).contains(peak), "{peak} bytes, and the model has {model}");
+        assert!((model / 4..model * 13 / 10 + ACTIVATIONS).contains(peak), "{peak} bytes, and the model has {model}");
     }
+}
+
+/// So few items of each task, and so few tokens at a time, that activations count for little.
+fn few(tasks: usize, items: usize, tokens: usize) -> Vec<String> {
+    let counts = (0..tasks).flat_map(|task| ["dev_items", "test_items"].map(|key| format!("tasks.{task}.{key}={items}")));
+    let sets = ["stop.offspring=12".to_owned(), format!("evaluator.batch_tokens={tokens}")];
+    sets.into_iter().chain(counts).collect()
+}
+
+#[test]
+fn a_worker_takes_little_more_than_its_model_and_its_activations() {
+    let mut sets = few(4, 12, 512);
+    sets.push("search.in_flight=4".into());
+    assert_bounded(&quickstart::folder().join("search.toml"), 4, &sets);
+}
+
+/// `EVOLVER_SMOLLM2` names the folder that `tests/real/tune_smollm2.py` wrote: a decoder in BF16.
+#[test]
+#[ignore = "takes a real decoder"]
+fn a_decoder_of_16_bits_takes_little_more_than_its_16_bits() {
+    let folder = env::var_os("EVOLVER_SMOLLM2").expect("EVOLVER_SMOLLM2 names a folder");
+    assert_bounded(&Path::new(&folder).canonicalize().unwrap().join("search.toml"), 1, &few(4, 12, 128));
 }

@@ -4,13 +4,14 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::{
-    layers::{Linear, Matrix, Mode, ROWS_MIN, pad},
+    layers::{Linear, Matrix, Mode, pad},
     ops::{exp, map1, sum, tanh, wide},
     weights::ModelError,
 };
 
-/// Logits that are held at once, in elements.
-const LOGITS: usize = 1 << 24;
+/// Tokens whose logits are held at once, and rows that have them.
+const TOKENS: usize = 1 << 12;
+const ROWS: usize = 1 << 10;
 
 /// A text with its possible continuations.
 #[derive(Clone, Debug)]
@@ -74,13 +75,15 @@ impl Vocabulary {
         Self { head: Linear::of(words.clone()), size: words.rows(), softcap: None, scale: 1.0 }
     }
 
-    fn logits(&self, states: &Tensor, mode: Mode) -> Result<Tensor, ModelError> {
-        let states = if self.scale == 1.0 { states.clone() } else { (states * f64::from(self.scale))? };
-        let logits = self.head.forward(&states, super::ops::Activation::None, mode)?;
+    fn scaled(&self, states: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(if self.scale == 1.0 { states.clone() } else { (states * f64::from(self.scale))? })
+    }
+
+    fn capped(&self, logits: Tensor) -> Result<Tensor, ModelError> {
         let Some(cap) = self.softcap else {
             return Ok(logits);
         };
-        let width = self.size;
+        let width = logits.dim(1)?;
         Ok(map1(&logits, width, |out, logits| {
             super::ops::chunks(out, width, |first, out| {
                 out.iter_mut().zip(&logits[first * width..]).for_each(|(out, logit)| *out = cap * tanh(logit / cap));
@@ -88,33 +91,37 @@ impl Vocabulary {
         })?)
     }
 
-    /// For each (row of the states, token): the token's log-probability, and whether it is the likeliest.
+    /// For each (row of the states, token): the token's log-probability, and whether it is the likeliest. A part of the vocabulary is looked at after the
+    /// other, since all logits of a batch, and all of the matrix as F32, would be larger than many a model.
     pub(super) fn log_probabilities(&self, states: &Tensor, wanted: &[(usize, u32)]) -> Result<Vec<(f64, bool)>, ModelError> {
-        let at_once = (LOGITS / self.size).max(ROWS_MIN);
+        if let Some((_, token)) = wanted.iter().find(|(_, token)| *token as usize >= self.size) {
+            return Err(ModelError::Input(format!("token {token} is outside the vocabulary of {}", self.size)));
+        }
         let mut all = Vec::with_capacity(wanted.len());
-        for part in wanted.chunks(at_once) {
-            let rows: Vec<_> = part.iter().map(|(row, _)| u32::try_from(*row).unwrap_or(u32::MAX)).collect();
-            let states = pad(&states.index_select(&Tensor::new(rows, states.device())?, 0)?)?;
-            let logits: Vec<f32> = self.logits(&states, Mode::Batch)?.flatten_all()?.to_vec1()?;
-            let rows = part.par_iter().zip(logits.par_chunks(self.size));
-            all.par_extend(rows.map(|(&(_, token), logits)| {
-                wide(
-                    #[inline(always)]
-                    || log_probability(logits, token as usize),
-                )
-            }));
-        }
-        match all.iter().zip(wanted).find(|((log, _), _)| log.is_nan()) {
-            Some((_, (_, token))) if *token as usize >= self.size => {
-                Err(ModelError::Input(format!("token {token} is outside the vocabulary of {}", self.size)))
+        for asked in wanted.chunks(ROWS) {
+            let rows: Vec<_> = asked.iter().map(|(row, _)| u32::try_from(*row).unwrap_or(u32::MAX)).collect();
+            let states = self.scaled(&pad(&states.index_select(&Tensor::new(rows, states.device())?, 0)?)?)?;
+            let mut seen = vec![Seen::NOTHING; asked.len()];
+            for first in (0..self.size).step_by(TOKENS) {
+                let tokens = first..self.size.min(first + TOKENS);
+                let logits: Vec<f32> = self.capped(self.head.outputs(&states, tokens.clone())?)?.flatten_all()?.to_vec1()?;
+                let rows = seen.par_iter_mut().zip(asked).zip(logits.par_chunks(tokens.len()));
+                rows.for_each(|((seen, (_, token)), logits)| {
+                    wide(
+                        #[inline(always)]
+                        || seen.add(first, logits, *token as usize),
+                    );
+                });
             }
-            _ => Ok(all),
+            all.extend(seen.iter().zip(asked).map(|(seen, (_, token))| seen.log_probability(*token as usize)));
         }
+        Ok(all)
     }
 
     /// The likeliest token of each row, the first of equal ones, with its logit.
     pub(super) fn best(&self, states: &Tensor) -> Result<Vec<(u32, f32)>, ModelError> {
-        let logits: Vec<f32> = self.logits(states, Mode::Step)?.flatten_all()?.to_vec1()?;
+        let logits = self.head.forward(&self.scaled(states)?, super::ops::Activation::None, Mode::Step)?;
+        let logits: Vec<f32> = self.capped(logits)?.flatten_all()?.to_vec1()?;
         let best = |row: &[f32]| {
             let (mut token, mut best) = (0, f32::NEG_INFINITY);
             for (index, &logit) in (0u32..).zip(row) {
@@ -131,15 +138,43 @@ impl Vocabulary {
     }
 }
 
-#[inline(always)]
-fn log_probability(logits: &[f32], token: usize) -> (f64, bool) {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let total = sum(logits, |logit| exp(logit - largest));
-    let own = logits.get(token).copied().unwrap_or(f32::NAN);
-    // `max` overlooks NaN, and a logit that is one must be seen.
-    let total = if logits.iter().any(|logit| logit.is_nan()) { f32::NAN } else { total };
-    let greedy = logits.iter().position(|&logit| logit == largest) == Some(token);
-    (f64::from(own - largest) - libm::log(f64::from(total)), greedy)
+/// What is known of a row's logits after a part of the vocabulary.
+#[derive(Clone, Copy)]
+struct Seen {
+    largest: f32,
+    /// The first token that has it.
+    likeliest: usize,
+    /// Sum of `e^(logit - largest)`.
+    total: f32,
+    /// The logit of the token that is asked for.
+    own: f32,
+}
+
+impl Seen {
+    const NOTHING: Self = Self { largest: f32::NEG_INFINITY, likeliest: 0, total: 0.0, own: f32::NAN };
+
+    /// Adds the logits of the tokens from `first` on.
+    #[inline(always)]
+    fn add(&mut self, first: usize, logits: &[f32], token: usize) {
+        let largest = logits.iter().copied().fold(self.largest, f32::max);
+        if largest > self.largest {
+            self.total *= exp(self.largest - largest);
+            self.likeliest = first + logits.iter().position(|&logit| logit == largest).unwrap_or_default();
+            self.largest = largest;
+        }
+        self.total += sum(logits, |logit| exp(logit - largest));
+        // `max` overlooks NaN, and a logit that is one must be seen.
+        if logits.iter().any(|logit| logit.is_nan()) {
+            self.total = f32::NAN;
+        }
+        if let Some(own) = token.checked_sub(first).and_then(|at| logits.get(at)) {
+            self.own = *own;
+        }
+    }
+
+    fn log_probability(&self, token: usize) -> (f64, bool) {
+        (f64::from(self.own - self.largest) - libm::log(f64::from(self.total)), self.likeliest == token)
+    }
 }
 
 /// Sums up the tokens of each continuation.

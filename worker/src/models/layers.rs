@@ -1,5 +1,7 @@
 //! Layers that the networks share: matrices, linear layers, tables, feed-forward blocks, and what takes their tensors out of a model's weights.
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, Device, Storage, Tensor};
 use rayon::prelude::*;
 
@@ -46,14 +48,16 @@ impl Matrix {
         self.rows
     }
 
-    fn tensor(&self) -> Result<Tensor, ModelError> {
+    /// Some of its rows as F32.
+    fn tensor(&self, rows: Range<usize>) -> Result<Tensor, ModelError> {
         match &self.weights {
-            Weights::Ready(tensor) => Ok(tensor.clone()),
+            Weights::Ready(tensor) => Ok(tensor.narrow(0, rows.start, rows.len())?),
             Weights::Stored(values, device) => {
-                let mut all = vec![0.0; self.rows * self.columns];
+                let mut all = vec![0.0; rows.len() * self.columns];
                 let share = (1usize << 16).next_multiple_of(self.columns);
-                all.par_chunks_mut(share).enumerate().try_for_each(|(index, out)| values.read(index * share, out))?;
-                Ok(Tensor::from_vec(all, (self.rows, self.columns), device)?)
+                let first = rows.start * self.columns;
+                all.par_chunks_mut(share).enumerate().try_for_each(|(index, out)| values.read(first + index * share, out))?;
+                Ok(Tensor::from_vec(all, (rows.len(), self.columns), device)?)
             }
         }
     }
@@ -92,7 +96,7 @@ impl Matrix {
     /// `x` times this matrix, transposed: by the product that suits many rows, or by the one that suits a few.
     pub(super) fn times(&self, x: &Tensor, mode: Mode) -> Result<Tensor, ModelError> {
         match mode {
-            Mode::Batch => Ok(x.matmul(&self.tensor()?.t()?)?),
+            Mode::Batch => Ok(x.matmul(&self.tensor(0..self.rows)?.t()?)?),
             Mode::Step => self.step(x),
         }
     }
@@ -149,6 +153,15 @@ impl Linear {
     /// Without the bias, for operators that add it on their way.
     pub(super) fn product(&self, x: &Tensor, mode: Mode) -> Result<Tensor, ModelError> {
         self.matrix.times(x, mode)
+    }
+
+    /// Some of the outputs of at least [`ROWS_MIN`] rows.
+    pub(super) fn outputs(&self, x: &Tensor, outputs: Range<usize>) -> Result<Tensor, ModelError> {
+        let product = x.matmul(&self.matrix.tensor(outputs.clone())?.t()?)?;
+        if self.bias.is_empty() {
+            return Ok(product);
+        }
+        Ok(ops::activate(&product, &self.bias[outputs], Activation::None)?)
     }
 
     pub(super) fn forward(&self, x: &Tensor, activation: Activation, mode: Mode) -> Result<Tensor, ModelError> {
@@ -259,14 +272,16 @@ impl Loader<'_> {
         columns: usize,
     ) -> Result<[Linear; N], ModelError> {
         let all: usize = rows.iter().sum();
-        let values = self.weights.take(&format!("{name}.weight"), &[columns, all])?.into_vec()?;
+        let stored = self.weights.take(&format!("{name}.weight"), &[columns, all])?;
+        let dtype = stored.dtype();
+        let values = stored.into_vec()?;
         let bias = self.bias(name, all, true)?;
         let mut turned = vec![0.0; values.len()];
         turned.par_chunks_mut(columns).enumerate().for_each(|(row, out)| {
             out.iter_mut().enumerate().for_each(|(column, out)| *out = values[column * all + row]);
         });
         drop(values);
-        self.apart(&Values::Owned(turned.into()), &bias, rows, columns)
+        self.apart(&Values::of(dtype, turned), &bias, rows, columns)
     }
 
     /// A layer norm with gain and, if it has one, shift.

@@ -117,6 +117,15 @@ impl ModelWeights {
 }
 
 impl Values {
+    /// Values in this type, if it is one of 16 bits, else in F32.
+    pub(super) fn of(dtype: Dtype, values: Vec<f32>) -> Self {
+        match dtype {
+            Dtype::Bf16 => Self::Brain(Arc::new(values.into_iter().map(bf16::from_f32).collect())),
+            Dtype::F16 => Self::Half(Arc::new(values.into_iter().map(f16::from_f32).collect())),
+            _ => Self::Owned(values.into()),
+        }
+    }
+
     /// All values, not copied where they are owned as F32 and by nobody else.
     pub(super) fn into_vec(self) -> Result<Vec<f32>, ModelError> {
         if let Self::Owned(values) = self {
@@ -180,11 +189,7 @@ impl Values {
             other => {
                 let mut part = vec![0.0; length];
                 other.read(start, &mut part)?;
-                match other.dtype() {
-                    Dtype::Bf16 => Self::Brain(Arc::new(part.into_iter().map(bf16::from_f32).collect())),
-                    Dtype::F16 => Self::Half(Arc::new(part.into_iter().map(f16::from_f32).collect())),
-                    _ => Self::Owned(part.into()),
-                }
+                Self::of(other.dtype(), part)
             }
         })
     }
