@@ -222,3 +222,46 @@ impl Answer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use evolver_common::{checkpoint::Dtype, rng::Stream};
+
+    use super::*;
+    use crate::models::{ModelWeights, Values, layers::Loader};
+
+    #[test]
+    fn a_vocabulary_looked_at_in_parts_gives_what_the_whole_gives() {
+        let (size, width, rows) = (2 * TOKENS + 77, 16, 5);
+        let draw = |name: &str, count: usize| {
+            let mut numbers = vec![0; count];
+            Stream::new(1, name).fill(0, &mut numbers);
+            numbers.into_iter().map(|number| number as f32 / 2f32.powi(31) - 1.0).collect::<Vec<f32>>()
+        };
+        let (table, states) = (draw("table", size * width), draw("states", rows * width));
+        // Of each row the likeliest token, the one after it, and those at the parts' edges.
+        let logit = |row: usize, token: usize| {
+            let pairs = states[row * width..][..width].iter().zip(&table[token * width..][..width]);
+            pairs.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+        };
+        let likeliest = |row: usize| (0..size).max_by(|a, b| logit(row, *a).total_cmp(&logit(row, *b))).unwrap();
+        let edges = [0, TOKENS - 1, TOKENS, 2 * TOKENS, size - 1];
+        let tokens = |row: usize| [likeliest(row), (likeliest(row) + 1) % size].into_iter().chain(edges);
+        let wanted: Vec<_> = (0..rows).flat_map(|row| tokens(row).map(move |token| (row, token as u32))).collect();
+        let device = Device::Cpu;
+        let mut weights = ModelWeights::default();
+        weights.insert("table", &[size, width], Values::of(Dtype::F32, table.clone()));
+        let words = Loader { weights: &mut weights, device: &device }.matrix("table", size, width).unwrap();
+        let states = Tensor::from_vec(states.clone(), (rows, width), &device).unwrap();
+        let found = Vocabulary::tied(&words).log_probabilities(&states, &wanted).unwrap();
+        for (&(row, token), (log, greedy)) in wanted.iter().zip(found) {
+            let total: f64 = (0..size).map(|token| logit(row, token).exp()).sum();
+            let expected = logit(row, token as usize) - total.ln();
+            assert!((log - expected).abs() < 1e-4, "row {row}, token {token}: {log} and not {expected}");
+            assert_eq!(greedy, likeliest(row) == token as usize, "row {row}, token {token}");
+        }
+        let outside = Vocabulary::tied(&words).log_probabilities(&states, &[(0, size as u32)]).unwrap_err();
+        assert!(outside.to_string().contains("outside the vocabulary"), "{outside}");
+    }
+}
