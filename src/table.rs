@@ -2,7 +2,11 @@
 
 use std::{fmt::Write as _, fs, path::Path};
 
-use evolver_common::{checkpoint::write, digest::Digest, score::Scores};
+use evolver_common::{
+    checkpoint::write,
+    digest::Digest,
+    score::{Scores, Weighted},
+};
 use evolver_coordinator::{
     search::{Guest, Individual},
     service::Replay,
@@ -87,9 +91,11 @@ pub(crate) fn best_digest(replay: &Replay, dir: &Path) -> Option<Value> {
     (best["id"] == json!(replay.search.best()?.id)).then(|| best["digest"].clone())
 }
 
-/// A classifier's two metrics, whichever the search maximises; of other tasks that one.
-fn shown(metric: &str) -> Vec<&str> {
-    if ["accuracy", "macro_f1"].contains(&metric) { vec!["accuracy", "macro_f1"] } else { vec![metric] }
+/// A classifier's two metrics, whichever the search maximises, where they were measured; of other tasks that one.
+fn shown<'m>(rows: &[&Value], task: &str, metric: &'m str) -> Vec<&'m str> {
+    const BOTH: [&str; 2] = ["accuracy", "macro_f1"];
+    let measured = |metric: &&str| rows.iter().any(|row| row["per_task"][task]["dev"]["metrics"][*metric].is_number());
+    if BOTH.contains(&metric) { BOTH.into_iter().filter(measured).collect() } else { vec![metric] }
 }
 
 /// The rows as a table for people: the metrics of each task, dev / test, in percent.
@@ -128,19 +134,24 @@ pub(crate) fn text(replay: &Replay) -> String {
     writeln!(out, "\nMetrics of each task, dev / test:\n").ok();
     write!(out, "{:<17}", "model").ok();
     let objective = &replay.search.setup().objective;
-    let metrics: Vec<Vec<&str>> = objective.tasks.iter().map(|task| shown(&task.metric)).collect();
-    for (task, metrics) in tasks.iter().zip(&metrics) {
-        write!(out, " {:>26}", format!("{task}: {}", metrics.join(", "))).ok();
+    let column = |(task, weighted): (&&str, &Weighted)| {
+        let metrics = shown(&rows, task, &weighted.metric);
+        let head = format!("{task}: {}", metrics.join(", "));
+        (metrics.into_iter().map(str::to_owned).collect::<Vec<_>>(), head.chars().count().max(26), head)
+    };
+    let columns: Vec<_> = tasks.iter().zip(&objective.tasks).map(column).collect();
+    for (_, width, head) in &columns {
+        write!(out, " {head:>width$}").ok();
     }
     out.push('\n');
     for row in &rows {
         write!(out, "{:<17}", row["name"].as_str().unwrap_or("")).ok();
-        for (task, metrics) in tasks.iter().zip(&metrics) {
-            let metric = |metric: &&str| {
-                let of = |split: &str| percent(&row["per_task"][task][split]["metrics"][*metric]);
+        for (task, (metrics, width, _)) in tasks.iter().zip(&columns) {
+            let metric = |metric: &String| {
+                let of = |split: &str| percent(&row["per_task"][task][split]["metrics"][metric]);
                 format!("{}/{}", of("dev"), of("test"))
             };
-            write!(out, " {:>26}", metrics.iter().map(metric).collect::<Vec<_>>().join("  ")).ok();
+            write!(out, " {:>width$}", metrics.iter().map(metric).collect::<Vec<_>>().join("  ")).ok();
         }
         out.push('\n');
     }
