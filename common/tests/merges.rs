@@ -10,7 +10,7 @@ use evolver_common::{
         write::{Announced, WeightsWriter},
     },
     digest::Digest,
-    merge::{Engine, InMemory, Layers, Leaf, METHODS, Method, Options, normalize},
+    merge::{Built, Engine, InMemory, Layers, Leaf, METHODS, Method, Options, normalize},
     recipe::{Granularity, Input, Merge, Op, Parameters, Recipe, Shape, Value, decode, encode, parse},
     rng::Stream,
     simd::{self, Level},
@@ -396,4 +396,27 @@ fn a_lineage_streams_as_its_steps_would_one_by_one() {
     engine.insert(child.id(), Arc::new(Memory(built_child)));
     assert_eq!(whole, build(&engine, &grandchild, 1));
     assert_ne!(whole, build(&engine, &child, 1));
+}
+
+#[test]
+fn what_is_built_in_16_bits_is_what_is_built_rounded_once() {
+    let (shapes, models) = models();
+    let merge = every_merge().swap_remove(0).0;
+    let crossed = Recipe::new(Op::Crossover { target: merge, donor: leaf(2), rate: 0.4, seed: 5, per: Granularity::Parameter });
+    for block in [4096, 1 << 14] {
+        let engine = engine(&shapes, &models, block);
+        let full = build(&engine, &crossed, 2);
+        let dtype = |tensor: usize| [Dtype::Bf16, Dtype::F16, Dtype::F32][tensor % 3];
+        let elements = shapes.iter().map(|(_, shape)| shape.iter().product());
+        let mut built: Vec<_> = elements.enumerate().map(|(tensor, elements)| Built::zeros(dtype(tensor), elements)).collect();
+        engine.build_into(&crossed, &mut built, &[]).unwrap();
+        for (tensor, (built, full)) in built.iter().zip(full).enumerate() {
+            let expected = match dtype(tensor) {
+                Dtype::Bf16 => Built::Bf16(full.iter().map(|value| half::bf16::from_f32(*value)).collect()),
+                Dtype::F16 => Built::F16(full.iter().map(|value| half::f16::from_f32(*value)).collect()),
+                _ => Built::F32(full),
+            };
+            assert!(*built == expected, "{}", shapes[tensor].0);
+        }
+    }
 }
