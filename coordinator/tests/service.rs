@@ -9,6 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use evolver_common::checkpoint::{
+    Dtype,
+    write::{Announced, WeightsWriter},
+};
 use evolver_coordinator::{
     access::Security,
     journal::{self, Record},
@@ -557,4 +561,45 @@ async fn a_changed_definition_is_refused_and_a_raised_limit_is_not() {
     start("/stop/offspring", 13).unwrap().join().unwrap();
     let records = journal::read(folder.path()).unwrap();
     assert_eq!(records.iter().filter(|record| matches!(record, Record::Definition { .. })).count(), 2);
+}
+
+#[tokio::test]
+async fn a_worker_that_can_run_nothing_is_told_so() {
+    let folder = tempfile::tempdir().unwrap();
+    // Three models of 4 MiB, of which one MiB is frozen.
+    let tensor = |name: &str, rows: usize| Announced { name: name.into(), dtype: Dtype::F32, shape: vec![rows, 1024] };
+    let path = folder.path().join("model.safetensors");
+    let writer = WeightsWriter::create(&path, &[tensor("a", 768), tensor("frozen", 256)], &serde_json::Map::new()).unwrap();
+    writer.finish(false).unwrap();
+    let mut resolved = resolved(|definition| definition["models"]["frozen"] = json!(["frozen"]));
+    resolved.base.path = path;
+    let served = Served::start(&folder.path().join("search"), &resolved).await;
+    let mut worker = Worker::connect(&served.address, "w").await;
+    let offer = |memory_bytes: u64, evaluators: &[&str]| v1::RegisterRequest {
+        protocol: PROTOCOL,
+        worker: "w".into(),
+        host: "here".into(),
+        threads: 1,
+        version: "test".into(),
+        memory_bytes,
+        evaluators: evaluators.iter().map(ToString::to_string).collect(),
+        ..v1::RegisterRequest::default()
+    };
+    for (memory, evaluators, words) in [
+        ((3 << 20) - 1, vec!["classification"], "an offspring takes 3 MiB, and this worker can have 2 MiB"),
+        (
+            1 << 40,
+            vec!["perplexity", "command"],
+            "scored by the evaluator classification, and this worker has perplexity, command",
+        ),
+    ] {
+        let status = worker.client.register(offer(memory, &evaluators)).await.unwrap_err();
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert!(status.message().contains(words), "{status}");
+    }
+    for memory in [3 << 20, 1] {
+        // Once it is here, what it still can have is less.
+        worker.client.register(offer(memory, &["classification"])).await.unwrap();
+    }
+    served.end().await.unwrap();
 }

@@ -20,5 +20,5 @@ pub use self::{
         SearchSettings, Stop, Task,
     },
     reference::print,
-    resolve::{Data, Measured, ResolveError, Resolved, ResolvedTask, Source, leaks, preflight, resolve},
+    resolve::{Data, Measured, ResolveError, Resolved, ResolvedTask, Source, leaks, offspring_bytes, preflight, resolve},
 };

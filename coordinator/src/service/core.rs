@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use evolver_common::{
-    definition::{ChangeError, Resolved, compatible},
+    definition::{ChangeError, Resolved, compatible, offspring_bytes},
     digest::Digest,
     recipe::encode,
 };
@@ -107,6 +107,8 @@ pub struct Core<L> {
     pub(super) journal: L,
     pub(super) epoch: u64,
     definition: String,
+    /// Bytes that an offspring takes in a worker's memory.
+    offspring_bytes: u64,
     pub(super) hash: Digest,
     waiting: Vec<Waiting>,
     /// Records that need no acknowledgement and go with the next commit.
@@ -175,6 +177,7 @@ impl<L: Log> Core<L> {
         let mut core = Self {
             fleet,
             definition: serde_json::to_string(resolved)?,
+            offspring_bytes: offspring_bytes(resolved),
             hash: resolved.hash(),
             generation: replay.search.generation(),
             best: replay.search.best().map(|best| best.number),
@@ -328,6 +331,15 @@ impl<L: Log> Core<L> {
                 task.name,
                 task.evaluator,
                 request.evaluators.join(", ")
+            )));
+        }
+        // What it can have is told as it stands: one that is known already may have an offspring in it.
+        let memory = request.memory_bytes;
+        if !self.fleet.knows(&request.worker) && memory > 0 && memory < self.offspring_bytes {
+            return Err(Status::failed_precondition(format!(
+                "an offspring takes {} MiB, and this worker can have {} MiB: start it where there is more memory, or fewer of them",
+                self.offspring_bytes >> 20,
+                memory >> 20
             )));
         }
         if !self.fleet.knows(&request.worker) && self.fleet.workers().count() >= WORKERS_MAX {
