@@ -19,13 +19,11 @@ pub(crate) fn evaluate(options: &cli::Evaluate) -> anyhow::Result<()> {
     evaluate::complete(&mut definition).map_err(|problems| refuse(problems.join("\n")))?;
     let paths: Vec<_> = std::iter::once(&options.checkpoint).chain(&options.with).collect();
     let experts = definition.models.experts.len();
-    // The checkpoints join the experts, so that they are checked as those are; names that no expert can have keep them apart.
-    for (index, path) in paths.iter().enumerate() {
-        definition.models.experts.push(Expert {
-            name: format!(".checkpoint-{index}"),
-            path: std::path::absolute(path)?,
-            statistics: None,
-        });
+    // The checkpoints join the experts, so that they are checked as those are, and take part in no merge. Their paths are names that no expert can have.
+    definition.merges.clear();
+    for path in &paths {
+        let path = std::path::absolute(path)?;
+        definition.models.experts.push(Expert { name: path.display().to_string(), path, statistics: None });
     }
     let resolved = definition::resolve(definition, &DigestCache::in_memory()).map_err(refuse)?;
     let objective = setup::search(&resolved).map_err(refuse)?.objective;

@@ -15,7 +15,7 @@ use crate::models::{Kind, Prompt};
 pub(super) static DECLARATION: Declaration = Declaration {
     name: "perplexity",
     summary: "How likely a decoder finds texts, token after token.",
-    source: "as lm-evaluation-harness's loglikelihood_rolling: each token once, with as much context as the windows give",
+    source: "lm-evaluation-harness's loglikelihood_rolling: each token once, with as much context as the windows give",
     metrics: &[
         ("likelihood", "probability of a token, the geometric mean over all tokens: 1 / perplexity"),
         ("byte_likelihood", "the same of a byte of the texts, which compares models of different tokenizers"),
