@@ -1,4 +1,4 @@
-//! Base and experts are mapped and never copied: what four workers take for themselves is bounded by one model each.
+//! Base and experts are mapped and never copied: what a worker takes for itself is little more than one model.
 #![cfg(target_os = "linux")]
 #![expect(
     clippy::unwrap_used,

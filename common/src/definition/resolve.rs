@@ -168,13 +168,13 @@ pub fn leaks(resolved: &Resolved) -> Result<Vec<String>, data::DataError> {
     Ok(sentences)
 }
 
-/// Bytes that an offspring takes in memory, told from the base's headers; 0 if they cannot be read.
+/// Bytes that an offspring takes in memory, F32 at most, told from the base's headers; 0 if they cannot be read.
 #[must_use]
 pub fn offspring_bytes(resolved: &Resolved) -> u64 {
     let Ok(base) = Checkpoint::open(&resolved.base.path) else {
         return 0;
     };
-    let size = |name: &str| base.tensors().get(name).map_or(0, |info| (info.elements() * info.dtype.size()) as u64);
+    let size = |name: &str| base.tensors().get(name).map_or(0, |info| (info.elements() * info.dtype.size().min(4)) as u64);
     checkpoint::fit(&base, &[], &resolved.patterns())
         .map_or(0, |space| space.tensors.iter().map(|tensor| size(&tensor.name)).sum())
 }

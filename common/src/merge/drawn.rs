@@ -10,10 +10,10 @@ use std::sync::{
 
 /// Words that are remembered at most: 128 MiB.
 const WORDS: usize = 1 << 24;
-/// Words that a place takes besides its bits.
-const PLACE: usize = 8;
 /// The same in bytes, for those who tell what a merge needs.
 pub const REMEMBERED_BYTES: usize = WORDS * 8;
+/// Words that a place takes besides its bits.
+const PLACE: usize = 8;
 static ROOM: AtomicUsize = AtomicUsize::new(WORDS);
 
 /// The bits of some elements, 64 to a word; those beyond the last element say nothing.

@@ -333,9 +333,8 @@ impl<L: Log> Core<L> {
                 request.evaluators.join(", ")
             )));
         }
-        // What it can have is told as it stands: one that is known already may have an offspring in it.
         let memory = request.memory_bytes;
-        if !self.fleet.knows(&request.worker) && memory > 0 && memory < self.offspring_bytes {
+        if memory > 0 && memory < self.offspring_bytes {
             return Err(Status::failed_precondition(format!(
                 "an offspring takes {} MiB, and this worker can have {} MiB: start it where there is more memory, or fewer of them",
                 self.offspring_bytes >> 20,

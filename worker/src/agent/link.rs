@@ -25,6 +25,8 @@ pub(super) struct Link {
     at: usize,
     options: AgentOptions,
     registered: v1::RegisterReply,
+    /// Memory that can be had, taken once: later an offspring of its own is in it, and a coordinator that has just begun would refuse a worker that does well.
+    memory_bytes: u64,
     /// Seconds that the last report took; told with the next one.
     last_report: f64,
 }
@@ -43,7 +45,8 @@ impl Link {
     pub(super) async fn open(options: &AgentOptions) -> Result<Self, AgentError> {
         let client = options.target.client(0)?;
         let registered = v1::RegisterReply::default();
-        let mut link = Self { client, at: 0, registered, options: options.clone(), last_report: 0.0 };
+        let memory_bytes = evaluate::available_memory().unwrap_or(0);
+        let mut link = Self { client, at: 0, registered, memory_bytes, options: options.clone(), last_report: 0.0 };
         link.register().await?;
         Ok(link)
     }
@@ -100,7 +103,7 @@ impl Link {
             version: env!("CARGO_PKG_VERSION").into(),
             evaluators: EVALUATORS.iter().map(|known| known.name.to_owned()).collect(),
             device: evaluate::device_name().into(),
-            memory_bytes: evaluate::available_memory().unwrap_or(0),
+            memory_bytes: self.memory_bytes,
         };
         let mut pause = Pause::new(self.options.patience);
         loop {
