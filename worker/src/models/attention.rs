@@ -8,7 +8,7 @@ use std::ops::Range;
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::ops::{Norm, chunks, dot, exp, map1, map3, sum, tanh, wide};
+use super::ops::{Norm, dot, exp, map3, shift, sum, tanh, wide};
 
 /// Columns that the inner product keeps in registers at once.
 const TILE: usize = 32;
@@ -382,31 +382,42 @@ pub(super) struct Prepare {
 }
 
 impl Prepare {
-    /// Adds the bias, normalises each head and turns it by its row's position.
-    pub(super) fn run(&self, x: &Tensor, depth: usize, positions: &[usize]) -> Result<Tensor> {
-        if self.bias.is_empty() && self.norm.is_none() && self.rotary.is_none() {
-            return Ok(x.clone());
-        }
-        let width = x.dim(1)?;
+    /// Ready for rows at these positions, in heads of `depth` columns.
+    pub(super) fn at<'a>(&'a self, depth: usize, positions: &'a [usize]) -> Prepared<'a> {
         let last = positions.iter().copied().max().unwrap_or(0);
-        let table = self.rotary.as_ref().map(|rotary| (rotary.table(last + 1), rotary.frequencies.len()));
-        map1(x, width, |out, input| {
-            chunks(out, width, |first, out| {
-                for (row, out) in out.chunks_mut(width).enumerate() {
-                    out.copy_from_slice(&input[(first + row) * width..][..width]);
-                    out.iter_mut().zip(&self.bias).for_each(|(out, bias)| *out += bias);
-                    let position = positions.get(first + row).copied().unwrap_or(0);
-                    for head in out.chunks_mut(depth) {
-                        if let Some(norm) = &self.norm {
-                            norm.row(head);
-                        }
-                        if let Some((table, pairs)) = &table {
-                            rotate(&mut head[..2 * pairs], &table[position * pairs..][..*pairs]);
-                        }
-                    }
-                }
-            });
-        })
+        Prepared {
+            how: self,
+            depth,
+            positions,
+            table: self.rotary.as_ref().map_or_else(Vec::new, |rotary| rotary.table(last + 1)),
+        }
+    }
+}
+
+/// A [`Prepare`] for given positions.
+pub(super) struct Prepared<'a> {
+    how: &'a Prepare,
+    depth: usize,
+    positions: &'a [usize],
+    /// Cosines and sines of each position; empty where nothing is turned.
+    table: Vec<(f32, f32)>,
+}
+
+impl Prepared<'_> {
+    /// Adds the bias, normalises each head and turns it by its row's position; `out` begins with row `first`.
+    #[inline(always)]
+    pub(super) fn rows(&self, first: usize, out: &mut [f32], width: usize) {
+        let Prepare { bias, norm, rotary } = self.how;
+        shift(out, bias);
+        if let Some(norm) = norm {
+            out.chunks_mut(self.depth).for_each(|head| norm.row(head));
+        }
+        if let Some(pairs) = rotary.as_ref().map(|rotary| rotary.frequencies.len()) {
+            for (row, position) in out.chunks_mut(width).zip(&self.positions[first..]) {
+                let turns = &self.table[position * pairs..][..pairs];
+                row.chunks_mut(self.depth).for_each(|head| rotate(&mut head[..2 * pairs], turns));
+            }
+        }
     }
 }
 

@@ -5,7 +5,8 @@
 
 use std::ops::Range;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
+use rayon::prelude::*;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -13,8 +14,10 @@ use super::{
     architecture::{Body, config, even, refuse},
     attention::{Attention, ScoreBias, Segment},
     encoder::{HeadPlan, LayerBias, Stack, Use},
-    layers::{FeedForward, Linear, Loader, Mode, pad},
-    ops::Activation,
+    layers::{FeedForward, Linear, Loader},
+    matrix::Mode,
+    ops::{Activation, with},
+    product::product,
     transformer::{Layer, Order, prepare},
     weights::ModelError,
 };
@@ -161,8 +164,8 @@ pub(super) fn load(value: &Value, loader: &mut Loader<'_>) -> Result<Body, Model
     })))
 }
 
-/// What a layer's queries meet as keys, and its keys as queries: `heads x depth x positions`.
-type Tables = [Option<Tensor>; 2];
+/// What a layer's queries meet as keys, and its keys as queries: `heads x positions x depth`, empty where there is none.
+type Tables = [Vec<f32>; 2];
 
 fn layer(c: &Config, loader: &mut Loader<'_>, index: usize, relative: &Tensor) -> Result<(Layer, Tables), ModelError> {
     let (hidden, inner, heads) = (c.hidden_size, c.intermediate_size, c.num_attention_heads);
@@ -173,18 +176,17 @@ fn layer(c: &Config, loader: &mut Loader<'_>, index: usize, relative: &Tensor) -
         loader.linear(&name("attention.self.value_proj"), hidden, hidden, true)?,
     ];
     let positions = relative.dim(0)?;
-    let mut table = |wanted: bool, own: &str, shared: &Linear| -> Result<Option<Tensor>, ModelError> {
+    let mut table = |wanted: bool, own: &str, shared: &Linear| -> Result<Vec<f32>, ModelError> {
         if !wanted {
-            return Ok(None);
+            return Ok(Vec::new());
         }
-        let relative = pad(relative)?;
         let projected = if c.share_att_key {
-            shared.forward(&relative, Activation::None, Mode::Batch)?
+            shared.forward(relative, Activation::None, Mode::Batch)?
         } else {
-            loader.linear(&name(own), hidden, hidden, true)?.forward(&relative, Activation::None, Mode::Batch)?
+            loader.linear(&name(own), hidden, hidden, true)?.forward(relative, Activation::None, Mode::Batch)?
         };
-        let by_head = projected.narrow(0, 0, positions)?.reshape((positions, heads, hidden / heads))?;
-        Ok(Some(by_head.permute((1, 2, 0))?.contiguous()?))
+        let by_head = projected.reshape((positions, heads, hidden / heads))?.transpose(0, 1)?;
+        Ok(by_head.flatten_all()?.to_vec1()?)
     };
     let tables = [
         table(c.has("c2p"), "attention.self.pos_key_proj", &qkv[1])?,
@@ -240,12 +242,17 @@ impl Disentangled {
 impl LayerBias for Disentangled {
     fn of(&self, layer: usize, queries: &Tensor, keys: &Tensor, segments: &[Segment]) -> Result<Box<dyn ScoreBias>, ModelError> {
         let rows = queries.dim(0)?;
-        let against = |x: &Tensor, table: &Option<Tensor>| -> Result<Vec<f32>, ModelError> {
-            let Some(table) = table else {
-                return Ok(Vec::new());
-            };
-            let x = x.reshape((rows, self.heads, self.depth))?.transpose(0, 1)?.contiguous()?;
-            Ok(x.matmul(table)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?)
+        let (depth, width) = (self.depth, 2 * self.span);
+        let against = |x: &Tensor, table: &[f32]| {
+            with(x, |x| {
+                let mut out = vec![0.0; table.len() / depth * rows];
+                let heads = out.par_chunks_mut(rows * width).zip(table.par_chunks(width * depth)).enumerate();
+                heads.for_each(|(head, (out, table))| {
+                    let rows = x.chunks(self.heads * depth).flat_map(|row| &row[head * depth..][..depth]);
+                    product(out, &rows.copied().collect::<Vec<_>>(), table, depth);
+                });
+                out
+            })
         };
         let longest = segments.iter().map(|segment| segment.rows.len()).max().unwrap_or(0);
         let longest = i64::try_from(longest).unwrap_or(0);
@@ -255,7 +262,7 @@ impl LayerBias for Disentangled {
             by_key: against(keys, queries_table)?,
             places: (1 - longest..longest.max(1)).map(|distance| self.place(distance)).collect(),
             rows,
-            width: 2 * self.span,
+            width,
             scale: self.scale,
         }))
     }

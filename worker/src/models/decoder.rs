@@ -6,7 +6,8 @@ use rayon::prelude::*;
 use super::{
     attention::Segment,
     language::{Answer, LanguageModel, Likelihood, Prompt, Vocabulary, gather},
-    layers::{Matrix, Mode, embed},
+    layers::embed,
+    matrix::{Matrix, Mode},
     ops::Norm,
     transformer::Layer,
     weights::ModelError,
@@ -57,7 +58,7 @@ impl Forest {
 type Show<'a> = &'a mut dyn FnMut(usize, [&Tensor; 2]) -> Result<(), ModelError>;
 
 impl Decoder {
-    fn embed(&self, tokens: &[u32], positions: &[usize], mode: Mode) -> Result<Tensor, ModelError> {
+    fn embed(&self, tokens: &[u32], positions: &[usize]) -> Result<Tensor, ModelError> {
         let mut tables = vec![(&self.words, self.scale)];
         tables.extend(self.positions.as_ref().map(|table| (table, 1.0)));
         let rows = tokens.iter().zip(positions).map(|(&token, &position)| {
@@ -65,13 +66,13 @@ impl Decoder {
             row.extend(self.positions.as_ref().map(|_| position));
             row
         });
-        embed(&tables, &rows.collect::<Vec<_>>(), self.hidden, mode, &self.device)
+        embed(&tables, &rows.collect::<Vec<_>>(), self.hidden, &self.device)
     }
 
     /// The last hidden state of every token. `seen` is shown each layer's keys and values.
     fn states(&self, forest: &Forest, seen: Show<'_>) -> Result<Tensor, ModelError> {
         let positions = Segment::positions(&forest.segments);
-        let mut x = self.embed(&forest.tokens, &positions, Mode::Batch)?;
+        let mut x = self.embed(&forest.tokens, &positions)?;
         for (index, layer) in self.layers.iter().enumerate() {
             x = layer.run(&x, Mode::Batch, &positions, &mut |attention, qkv| {
                 seen(index, [qkv[1], qkv[2]])?;
@@ -162,7 +163,7 @@ impl Decoder {
     fn step(&self, live: &[usize], answers: &[Answer], caches: &mut [Cache]) -> Result<Vec<(u32, f32)>, ModelError> {
         let tokens: Vec<_> = live.iter().filter_map(|&index| answers[index].tokens.last().copied()).collect();
         let positions: Vec<_> = live.iter().map(|&index| caches[index].length).collect();
-        let mut x = self.embed(&tokens, &positions, Mode::Step)?;
+        let mut x = self.embed(&tokens, &positions)?;
         for (index, layer) in self.layers.iter().enumerate() {
             x = layer.run(&x, Mode::Step, &positions, &mut |attention, [q, k, v]| {
                 let (width, narrow) = (q.dim(1)?, k.dim(1)?);

@@ -1,11 +1,14 @@
 //! Encoders: a state for every token, and the heads over them.
 
 use candle_core::{Device, Tensor};
+use rayon::prelude::*;
 
 use super::{
     attention::{ScoreBias, Segment},
-    layers::{Linear, Loader, Matrix, Mode, embed, pad},
+    layers::{Linear, Loader, embed},
+    matrix::{Matrix, Mode},
     ops::{Activation, Norm},
+    product::share,
     transformer::Layer,
     weights::{ModelError, ModelWeights},
 };
@@ -15,7 +18,7 @@ pub type Token = (u32, u32);
 
 /// Gives a state for every token.
 pub trait Encoder: Send + Sync {
-    /// Runs packed sequences: a row for each token, one sequence after the other, and perhaps further rows that mean nothing.
+    /// Runs packed sequences: a row for each token, one sequence after the other.
     ///
     /// # Errors
     /// If the tensor library fails, or a token is outside the vocabulary.
@@ -44,6 +47,26 @@ pub(super) struct Stack {
 
 impl Encoder for Stack {
     fn states(&self, sequences: &[&[Token]]) -> Result<Tensor, ModelError> {
+        if !self.words.is_ready_here() {
+            return self.run(sequences);
+        }
+        // Each thread takes a few texts through all layers by itself: nobody waits for another at every layer's end, and what it works on stays near.
+        let share = share(sequences.iter().map(|sequence| sequence.len()).sum());
+        let mut rows = 0;
+        let groups = sequences.chunk_by(|sequence, _| {
+            rows += sequence.len();
+            let full = rows >= share;
+            rows *= usize::from(!full);
+            !full
+        });
+        let groups: Vec<_> = groups.collect();
+        let states = groups.into_par_iter().map(|group| self.run(group)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Tensor::cat(&states, 0)?)
+    }
+}
+
+impl Stack {
+    fn run(&self, sequences: &[&[Token]]) -> Result<Tensor, ModelError> {
         let segments = Segment::of(sequences.iter().map(|sequence| sequence.len()));
         let positions = Segment::positions(&segments);
         let mut tables = vec![(&self.words, 1.0)];
@@ -55,8 +78,7 @@ impl Encoder for Stack {
             row.extend(self.positions.as_ref().map(|(_, first)| first + position));
             row
         });
-        let mut x =
-            self.embedding_norm.run(&embed(&tables, &rows.collect::<Vec<_>>(), self.hidden, Mode::Batch, &self.device)?)?;
+        let mut x = self.embedding_norm.run(&embed(&tables, &rows.collect::<Vec<_>>(), self.hidden, &self.device)?)?;
         for (index, layer) in self.layers.iter().enumerate() {
             x = layer.run(&x, Mode::Batch, &positions, &mut |attention, qkv| {
                 let bias = self.bias.as_ref().map(|bias| bias.of(index, qkv[0], qkv[1], &segments)).transpose()?;
@@ -188,8 +210,7 @@ impl Head {
     /// # Errors
     /// If the tensor library fails.
     pub fn outputs(&self, rows: &Tensor) -> Result<Vec<Vec<f32>>, ModelError> {
-        let count = rows.dim(0)?;
-        let mut x = pad(rows)?;
+        let mut x = rows.clone();
         for (linear, activation, norm) in &self.steps {
             if let Some(linear) = linear {
                 x = linear.forward(&x, *activation, Mode::Batch)?;
@@ -198,8 +219,7 @@ impl Head {
                 x = norm.run(&x)?;
             }
         }
-        let outputs = self.output.forward(&x, Activation::None, Mode::Batch)?;
-        Ok(outputs.narrow(0, 0, count)?.to_vec2()?)
+        Ok(self.output.forward(&x, Activation::None, Mode::Batch)?.to_vec2()?)
     }
 }
 

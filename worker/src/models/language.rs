@@ -1,11 +1,14 @@
 //! What language models are asked: how likely an answer is, and which answer they give.
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::{
-    layers::{Linear, Matrix, Mode, pad},
-    ops::{exp, map1, sum, tanh, wide},
+    layers::Linear,
+    matrix::{Matrix, Mode},
+    ops::{chunks, exp, sum, tanh, wide},
     weights::ModelError,
 };
 
@@ -79,16 +82,13 @@ impl Vocabulary {
         Ok(if self.scale == 1.0 { states.clone() } else { (states * f64::from(self.scale))? })
     }
 
-    fn capped(&self, logits: Tensor) -> Result<Tensor, ModelError> {
-        let Some(cap) = self.softcap else {
-            return Ok(logits);
-        };
-        let width = logits.dim(1)?;
-        Ok(map1(&logits, width, |out, logits| {
-            super::ops::chunks(out, width, |first, out| {
-                out.iter_mut().zip(&logits[first * width..]).for_each(|(out, logit)| *out = cap * tanh(logit / cap));
-            });
-        })?)
+    /// Logits of some of the tokens.
+    fn logits(&self, states: &Tensor, mode: Mode, tokens: Range<usize>) -> Result<Vec<f32>, ModelError> {
+        let mut logits: Vec<f32> = self.head.outputs(states, mode, tokens)?.flatten_all()?.to_vec1()?;
+        if let Some(cap) = self.softcap {
+            chunks(&mut logits, 1 << 8, |_, logits| logits.iter_mut().for_each(|logit| *logit = cap * tanh(*logit / cap)));
+        }
+        Ok(logits)
     }
 
     /// For each (row of the states, token): the token's log-probability, and whether it is the likeliest. A part of the vocabulary is looked at after the
@@ -100,11 +100,11 @@ impl Vocabulary {
         let mut all = Vec::with_capacity(wanted.len());
         for asked in wanted.chunks(ROWS) {
             let rows: Vec<_> = asked.iter().map(|(row, _)| u32::try_from(*row).unwrap_or(u32::MAX)).collect();
-            let states = self.scaled(&pad(&states.index_select(&Tensor::new(rows, states.device())?, 0)?)?)?;
+            let states = self.scaled(&states.index_select(&Tensor::new(rows, states.device())?, 0)?)?;
             let mut seen = vec![Seen::NOTHING; asked.len()];
             for first in (0..self.size).step_by(TOKENS) {
                 let tokens = first..self.size.min(first + TOKENS);
-                let logits: Vec<f32> = self.capped(self.head.outputs(&states, tokens.clone())?)?.flatten_all()?.to_vec1()?;
+                let logits = self.logits(&states, Mode::Batch, tokens.clone())?;
                 let rows = seen.par_iter_mut().zip(asked).zip(logits.par_chunks(tokens.len()));
                 rows.for_each(|((seen, (_, token)), logits)| {
                     wide(
@@ -120,8 +120,7 @@ impl Vocabulary {
 
     /// The likeliest token of each row, the first of equal ones, with its logit.
     pub(super) fn best(&self, states: &Tensor) -> Result<Vec<(u32, f32)>, ModelError> {
-        let logits = self.head.forward(&self.scaled(states)?, super::ops::Activation::None, Mode::Step)?;
-        let logits: Vec<f32> = self.capped(logits)?.flatten_all()?.to_vec1()?;
+        let logits = self.logits(&self.scaled(states)?, Mode::Step, 0..self.size)?;
         let best = |row: &[f32]| {
             let (mut token, mut best) = (0, f32::NEG_INFINITY);
             for (index, &logit) in (0u32..).zip(row) {

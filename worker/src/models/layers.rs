@@ -1,140 +1,16 @@
-//! Layers that the networks share: matrices, linear layers, tables, feed-forward blocks, and what takes their tensors out of a model's weights.
+//! Layers that the networks share: linear layers, feed-forward blocks, tables, and what takes their tensors out of a model's weights.
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, Device, Storage, Tensor};
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::{
-    ops::{self, Activation, Norm, dot, wide},
+    matrix::{Matrix, Mode, part},
+    ops::{Activation, Join, Norm, shift, wide, with},
+    product::{product, share},
     weights::{ModelError, ModelWeights, Values},
 };
-
-/// Rows that every matrix product has at least, those missing being zeros.
-///
-/// The gemm crate (0.19) sums in another order where a product has a single row, or at most 256 elements, or at most 64 rows and columns; with more
-/// rows than that a row's bits depend on nothing but the row.
-pub(super) const ROWS_MIN: usize = 257;
-/// Outputs of a step that one task computes.
-const STEP_OUTPUTS: usize = 64;
-
-/// A matrix of weights, row by row.
-#[derive(Clone, Debug)]
-pub(super) struct Matrix {
-    rows: usize,
-    columns: usize,
-    weights: Weights,
-}
-
-#[derive(Clone, Debug)]
-enum Weights {
-    /// F32, ready for products.
-    Ready(Tensor),
-    /// 16 bits an element: read where they lie, a matrix at a time, when they are used.
-    Stored(Values, Device),
-}
-
-impl Matrix {
-    fn new(values: Values, rows: usize, columns: usize, device: &Device) -> Result<Self, ModelError> {
-        let weights = if values.is_short() {
-            Weights::Stored(values, device.clone())
-        } else {
-            Weights::Ready(Tensor::from_vec(values.into_vec()?, (rows, columns), device)?)
-        };
-        Ok(Self { rows, columns, weights })
-    }
-
-    pub(super) fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Some of its rows as F32.
-    fn tensor(&self, rows: Range<usize>) -> Result<Tensor, ModelError> {
-        match &self.weights {
-            Weights::Ready(tensor) => Ok(tensor.narrow(0, rows.start, rows.len())?),
-            Weights::Stored(values, device) => {
-                let mut all = vec![0.0; rows.len() * self.columns];
-                let share = (1usize << 16).next_multiple_of(self.columns);
-                let first = rows.start * self.columns;
-                all.par_chunks_mut(share).enumerate().try_for_each(|(index, out)| values.read(first + index * share, out))?;
-                Ok(Tensor::from_vec(all, (rows.len(), self.columns), device)?)
-            }
-        }
-    }
-
-    /// Runs `work` over the rows from `start` to `end` as one slice.
-    fn with_rows<R>(
-        &self,
-        start: usize,
-        end: usize,
-        scratch: &mut Vec<f32>,
-        work: impl FnOnce(&[f32]) -> R,
-    ) -> Result<R, ModelError> {
-        let elements = start * self.columns..end * self.columns;
-        match &self.weights {
-            Weights::Stored(values, _) => Ok(work(values.slice(elements.start, elements.end, scratch)?)),
-            Weights::Ready(tensor) => {
-                let (storage, layout) = tensor.storage_and_layout();
-                if let Storage::Cpu(CpuStorage::F32(values)) = &*storage {
-                    let start = layout.start_offset() + elements.start;
-                    return Ok(work(&values[start..start + elements.len()]));
-                }
-                drop(storage);
-                let rows = tensor.narrow(0, start, end - start)?.flatten_all()?.to_vec1()?;
-                Ok(work(&rows))
-            }
-        }
-    }
-
-    /// Adds a row to `out`, times `scale`.
-    pub(super) fn add_row(&self, row: usize, scale: f32, out: &mut [f32], scratch: &mut Vec<f32>) -> Result<(), ModelError> {
-        self.with_rows(row, row + 1, scratch, |values| {
-            out.iter_mut().zip(values).for_each(|(out, value)| *out += scale * value);
-        })
-    }
-
-    /// `x` times this matrix, transposed: by the product that suits many rows, or by the one that suits a few.
-    pub(super) fn times(&self, x: &Tensor, mode: Mode) -> Result<Tensor, ModelError> {
-        match mode {
-            Mode::Batch => Ok(x.matmul(&self.tensor(0..self.rows)?.t()?)?),
-            Mode::Step => self.step(x),
-        }
-    }
-
-    /// Each output is one inner product, so that the weights are read once, where they lie.
-    fn step(&self, x: &Tensor) -> Result<Tensor, ModelError> {
-        let (rows, columns) = (x.dim(0)?, self.columns);
-        let x_values: Vec<f32> = x.flatten_all()?.to_vec1()?;
-        let part = |scratch: &mut Vec<f32>, part: usize| {
-            let (start, end) = (part * STEP_OUTPUTS, ((part + 1) * STEP_OUTPUTS).min(self.rows));
-            self.with_rows(start, end, scratch, |weights| {
-                wide(
-                    #[inline(always)]
-                    || {
-                        let x = x_values.as_slice();
-                        weights.chunks(columns).flat_map(|w| x.chunks(columns).map(move |x| dot(x, w))).collect::<Vec<f32>>()
-                    },
-                )
-            })
-        };
-        let parts = (0..self.rows.div_ceil(STEP_OUTPUTS)).into_par_iter().map_init(Vec::new, part);
-        let parts = parts.collect::<Result<Vec<_>, ModelError>>()?;
-        let mut out = vec![0.0; rows * self.rows];
-        for (output, value) in parts.iter().flat_map(|part| part.chunks(rows)).enumerate() {
-            value.iter().enumerate().for_each(|(row, value)| out[row * self.rows + output] = *value);
-        }
-        Ok(Tensor::from_vec(out, (rows, self.rows), x.device())?)
-    }
-}
-
-/// Which product suits: the rows of whole texts, or one row of each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mode {
-    /// At least [`ROWS_MIN`] rows.
-    Batch,
-    /// A step of generation.
-    Step,
-}
 
 /// `x W^T + b`.
 #[derive(Clone, Debug)]
@@ -150,32 +26,34 @@ impl Linear {
         Self { matrix, bias: Vec::new() }
     }
 
-    /// Without the bias, for operators that add it on their way.
-    pub(super) fn product(&self, x: &Tensor, mode: Mode) -> Result<Tensor, ModelError> {
-        self.matrix.times(x, mode)
+    /// Columns of what comes out.
+    pub(super) fn width(&self) -> usize {
+        self.matrix.rows()
     }
 
-    /// Some of the outputs of at least [`ROWS_MIN`] rows.
-    pub(super) fn outputs(&self, x: &Tensor, outputs: Range<usize>) -> Result<Tensor, ModelError> {
-        let product = x.matmul(&self.matrix.tensor(outputs.clone())?.t()?)?;
-        if self.bias.is_empty() {
-            return Ok(product);
-        }
-        Ok(ops::activate(&product, &self.bias[outputs], Activation::None)?)
+    /// Without the bias, which `then` may add: it is given the index of a share's first row, and the share's rows.
+    pub(super) fn product(&self, x: &Tensor, mode: Mode, then: impl Fn(usize, &mut [f32]) + Sync) -> Result<Tensor, ModelError> {
+        self.matrix.times(x, mode, 0..self.width(), then)
     }
 
+    /// With the bias, joined with `residual`.
+    pub(super) fn joined(&self, x: &Tensor, mode: Mode, residual: &Tensor, join: Join<'_>) -> Result<Tensor, ModelError> {
+        let width = self.width();
+        with(residual, |residual| {
+            self.product(x, mode, |first, out| join.rows(out, &self.bias, &residual[first * width..], width))
+        })?
+    }
+
+    /// Some of the outputs.
+    pub(super) fn outputs(&self, x: &Tensor, mode: Mode, outputs: Range<usize>) -> Result<Tensor, ModelError> {
+        let bias = self.bias.get(outputs.clone()).unwrap_or_default();
+        self.matrix.times(x, mode, outputs, |_, out| shift(out, bias))
+    }
+
+    /// `f(x W^T + b)`.
     pub(super) fn forward(&self, x: &Tensor, activation: Activation, mode: Mode) -> Result<Tensor, ModelError> {
-        let product = self.matrix.times(x, mode)?;
-        if self.bias.is_empty() && activation == Activation::None {
-            return Ok(product);
-        }
-        Ok(ops::activate(&product, &self.bias, activation)?)
+        self.product(x, mode, |_, out| activation.rows(out, &self.bias))
     }
-}
-
-/// At least [`ROWS_MIN`] rows, zeros below.
-pub(super) fn pad(x: &Tensor) -> Result<Tensor, ModelError> {
-    Ok(x.pad_with_zeros(0, 0, ROWS_MIN.saturating_sub(x.dim(0)?))?)
 }
 
 /// A feed-forward block.
@@ -189,17 +67,86 @@ pub(super) struct FeedForward {
 }
 
 impl FeedForward {
-    /// Without the last bias.
-    pub(super) fn product(&self, x: &Tensor, mode: Mode) -> Result<Tensor, ModelError> {
+    /// What it makes of `x`, joined with `residual`.
+    pub(super) fn joined(&self, x: &Tensor, mode: Mode, residual: &Tensor, join: Join<'_>) -> Result<Tensor, ModelError> {
+        if mode == Mode::Batch && x.device().is_cpu() {
+            return self.near(x, residual, join);
+        }
         let inner = match &self.gate {
             None => self.up.forward(x, self.activation, mode)?,
             Some(gate) => {
-                let (gate, up) = (gate.forward(x, Activation::None, mode)?, self.up.forward(x, Activation::None, mode)?);
-                ops::gated(&gate, &up, self.activation)?
+                let up = self.up.forward(x, Activation::None, mode)?;
+                let inner = gate.width();
+                with(&up, |up| {
+                    gate.product(x, mode, |first, out| {
+                        self.activation.rows(out, &gate.bias);
+                        times(out, &up[first * inner..]);
+                    })
+                })??
             }
         };
-        self.down.product(&inner, mode)
+        self.down.joined(&inner, mode, residual, join)
     }
+
+    /// Takes each share of the rows through the whole block, so that the inner state, several times as wide as the rows, is never there for all of them.
+    fn near(&self, x: &Tensor, residual: &Tensor, join: Join<'_>) -> Result<Tensor, ModelError> {
+        let (count, hidden, inner, width) = (x.dim(0)?, x.dim(1)?, self.up.width(), self.down.width());
+        let mut out = vec![0.0; count * width];
+        let run = |[x, residual]: [&[f32]; 2], gate: &[f32], up: &[f32], down: &[f32], out: &mut [f32]| {
+            let rows = share(count);
+            out.par_chunks_mut(rows * width).enumerate().for_each_init(
+                || [vec![0.0; rows * inner], vec![0.0; if gate.is_empty() { 0 } else { rows * inner }]],
+                |[state, gated], (index, out)| {
+                    let here = out.len() / width;
+                    let (first, state) = (index * rows, &mut state[..here * inner]);
+                    let x = part(x, first, hidden, here);
+                    product(state, x, up, hidden);
+                    if let Some(linear) = &self.gate {
+                        let gated = &mut gated[..here * inner];
+                        product(gated, x, gate, hidden);
+                        wide(
+                            #[inline(always)]
+                            || {
+                                self.activation.rows(gated, &linear.bias);
+                                shift(state, &self.up.bias);
+                                times(state, gated);
+                            },
+                        );
+                    } else {
+                        wide(
+                            #[inline(always)]
+                            || self.activation.rows(state, &self.up.bias),
+                        );
+                    }
+                    product(out, state, down, inner);
+                    wide(
+                        #[inline(always)]
+                        || join.rows(out, &self.down.bias, &residual[first * width..], width),
+                    );
+                },
+            );
+        };
+        let all = |linear: &Linear| 0..linear.width();
+        with(x, |x| {
+            with(residual, |residual| {
+                self.up.matrix.open(all(&self.up), |up| {
+                    self.down.matrix.open(all(&self.down), |down| match &self.gate {
+                        None => {
+                            run([x, residual], &[], up, down, &mut out);
+                            Ok(())
+                        }
+                        Some(gate) => gate.matrix.open(all(gate), |gate| run([x, residual], gate, up, down, &mut out)),
+                    })
+                })
+            })
+        })?????;
+        Ok(Tensor::from_vec(out, (count, width), x.device())?)
+    }
+}
+
+#[inline(always)]
+fn times(out: &mut [f32], factors: &[f32]) {
+    out.iter_mut().zip(factors).for_each(|(out, factor)| *out *= factor);
 }
 
 /// Takes a network's tensors out of a model's weights, each checked against the shape that the network needs.
@@ -300,22 +247,15 @@ impl Loader<'_> {
     }
 }
 
-/// The rows of several tables added up, one row for each of `rows`, padded to [`ROWS_MIN`] in batches.
-pub(super) fn embed(
-    tables: &[(&Matrix, f32)],
-    rows: &[Vec<usize>],
-    width: usize,
-    mode: Mode,
-    device: &Device,
-) -> Result<Tensor, ModelError> {
-    let padded = if mode == Mode::Batch { rows.len().max(ROWS_MIN) } else { rows.len() };
-    let mut out = vec![0.0; padded * width];
+/// The rows of several tables added up, one row for each of `rows`.
+pub(super) fn embed(tables: &[(&Matrix, f32)], rows: &[Vec<usize>], width: usize, device: &Device) -> Result<Tensor, ModelError> {
+    let mut out = vec![0.0; rows.len() * width];
     let fill = |scratch: &mut Vec<f32>, (indices, out): (&Vec<usize>, &mut [f32])| {
         for ((table, scale), &index) in tables.iter().zip(indices) {
-            if index >= table.rows {
+            if index >= table.rows() {
                 return Err(ModelError::Input(format!(
                     "a text has number {index} among tokens, positions or types, and the model has {} of them",
-                    table.rows
+                    table.rows()
                 )));
             }
             table.add_row(index, *scale, out, scratch)?;
@@ -323,5 +263,5 @@ pub(super) fn embed(
         Ok(())
     };
     rows.par_iter().zip(out.par_chunks_mut(width)).map_init(Vec::new, fill).collect::<Result<(), _>>()?;
-    Ok(Tensor::from_vec(out, (padded, width), device)?)
+    Ok(Tensor::from_vec(out, (rows.len(), width), device)?)
 }

@@ -4,7 +4,7 @@
 //! whatever the batch or the thread count, so a sequence's numbers do not depend on its company. Everything here runs on the CPU; on other devices
 //! the tensors come over and go back, and only the matrix products stay there.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, Device, Result, Storage, Tensor, bail};
 use pulp::Arch;
 use rayon::prelude::*;
 use serde::Deserialize;
@@ -87,22 +87,34 @@ pub(super) enum Activation {
 }
 
 impl Activation {
-    /// Applies it to every element: `out = f(term(index))`, with one loop per function so that each vectorises.
+    /// Applies it to every element, with one loop per function so that each vectorises.
     #[inline(always)]
-    fn map(self, out: &mut [f32], term: impl Fn(usize, f32) -> f32) {
+    pub(super) fn map(self, out: &mut [f32]) {
         macro_rules! each {
             ($f:expr) => {
-                out.iter_mut().enumerate().for_each(|(index, x)| *x = $f(term(index, *x)))
+                out.iter_mut().for_each(|x| *x = $f(*x))
             };
         }
         match self {
-            Self::None => each!(|x: f32| x),
+            Self::None => {}
             Self::Gelu => each!(gelu),
             Self::GeluTanh => each!(gelu_tanh),
             Self::QuickGelu => each!(|x: f32| x * sigmoid(1.702 * x)),
             Self::Silu => each!(|x: f32| x * sigmoid(x)),
             Self::Relu => each!(|x: f32| x.max(0.0)),
             Self::Tanh => each!(tanh),
+        }
+    }
+
+    /// `f(x + bias)` for every row; an empty bias is none.
+    #[inline(always)]
+    pub(super) fn rows(self, out: &mut [f32], bias: &[f32]) {
+        if bias.is_empty() {
+            return self.map(out);
+        }
+        for row in out.chunks_mut(bias.len()) {
+            shift(row, bias);
+            self.map(row);
         }
     }
 }
@@ -175,7 +187,7 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sum(&parts, |x| x)
 }
 
-/// Splits `out` into blocks of rows and hands each, with the index of its first row, to a thread.
+/// Splits `out` into blocks of rows and hands each, with the index of its first row, to a thread, for work that is done element by element.
 pub(super) fn chunks(out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
     out.par_chunks_mut(ROWS * width).enumerate().for_each(|(chunk, out)| {
         wide(
@@ -185,144 +197,63 @@ pub(super) fn chunks(out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f
     });
 }
 
-/// `f(x + bias)`, the bias along the last dimension; an empty one is none.
-pub(super) fn activate(x: &Tensor, bias: &[f32], activation: Activation) -> Result<Tensor> {
-    let width = x.dim(1)?;
-    map1(x, width, |out, input| {
-        chunks(out, width, |first, out| {
-            for (row, out) in out.chunks_mut(width).enumerate() {
-                let input = &input[(first + row) * width..][..width];
-                if bias.is_empty() {
-                    activation.map(out, |index, _| input[index]);
-                } else {
-                    activation.map(out, |index, _| input[index] + bias[index]);
-                }
-            }
-        });
-    })
-}
-
-/// `f(gate) * up`.
-pub(super) fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
-    let width = gate.dim(1)?;
-    map2(gate, up, width, |out, gate, up| {
-        chunks(out, width, |first, out| {
-            let start = first * width;
-            out.copy_from_slice(&gate[start..start + out.len()]);
-            activation.map(out, |_, x| x);
-            out.iter_mut().zip(&up[start..]).for_each(|(out, up)| *out *= up);
-        });
-    })
-}
-
-/// `x + bias + residual`, normalised if there is a norm; an empty bias is none.
-pub(super) fn join(x: &Tensor, bias: &[f32], residual: &Tensor, norm: Option<&Norm>) -> Result<Tensor> {
-    let width = x.dim(1)?;
-    map2(x, residual, width, |out, x, residual| {
-        chunks(out, width, |first, out| {
-            for (row, out) in out.chunks_mut(width).enumerate() {
-                let rows = (first + row) * width..(first + row + 1) * width;
-                out.copy_from_slice(&x[rows.clone()]);
-                out.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
-                out.iter_mut().zip(&residual[rows]).for_each(|(out, residual)| *out += residual);
-                if let Some(norm) = norm {
-                    norm.row(out);
-                }
-            }
-        });
-    })
-}
-
-struct Op<F> {
-    /// Columns of the result.
-    width: usize,
-    run: F,
-}
-
-impl<F> Op<F> {
-    fn out(&self, layout: &Layout, fill: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<(CpuStorage, Shape)> {
-        let rows = layout.dims()[0];
-        let mut out = vec![0.0; rows * self.width];
-        fill(&mut out)?;
-        Ok((CpuStorage::F32(out), (rows, self.width).into()))
+/// Adds a vector to every row; an empty one is none.
+#[inline(always)]
+pub(super) fn shift(out: &mut [f32], bias: &[f32]) {
+    if !bias.is_empty() {
+        out.chunks_mut(bias.len()).for_each(|row| row.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias));
     }
 }
 
-fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    let (CpuStorage::F32(values), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
-        bail!("a contiguous F32 matrix is expected");
+/// How a block's rows go back into the stream that they came from: `after(before(rows + bias) + residual)`, where a norm that is missing does nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Join<'a> {
+    pub(super) before: Option<&'a Norm>,
+    pub(super) after: Option<&'a Norm>,
+}
+
+impl Join<'_> {
+    /// Joins `out`, rows of `width`, with the first rows of the residual; an empty bias is none.
+    #[inline(always)]
+    pub(super) fn rows(&self, out: &mut [f32], bias: &[f32], residual: &[f32], width: usize) {
+        for (out, residual) in out.chunks_mut(width).zip(residual.chunks(width)) {
+            shift(out, bias);
+            if let Some(norm) = self.before {
+                norm.row(out);
+            }
+            out.iter_mut().zip(residual).for_each(|(out, residual)| *out += residual);
+            if let Some(norm) = self.after {
+                norm.row(out);
+            }
+        }
+    }
+}
+
+/// Runs `work` over a matrix's values, brought here if they are on another device.
+pub(super) fn with<R>(x: &Tensor, work: impl FnOnce(&[f32]) -> R) -> Result<R> {
+    let x = x.to_device(&Device::Cpu)?.contiguous()?;
+    let (storage, layout) = x.storage_and_layout();
+    let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+        bail!("an F32 tensor is expected");
     };
-    Ok(&values[start..end])
-}
-
-impl<F: Fn(&mut [f32], &[f32])> CustomOp1 for Op<F> {
-    fn name(&self) -> &'static str {
-        "rows"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let input = slice(storage, layout)?;
-        self.out(layout, |out| {
-            (self.run)(out, input);
-            Ok(())
-        })
-    }
-}
-
-impl<F: Fn(&mut [f32], &[f32], &[f32])> CustomOp2 for Op<F> {
-    fn name(&self) -> &'static str {
-        "rows"
-    }
-
-    fn cpu_fwd(&self, a: &CpuStorage, layout: &Layout, b: &CpuStorage, b_layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (a, b) = (slice(a, layout)?, slice(b, b_layout)?);
-        self.out(layout, |out| {
-            (self.run)(out, a, b);
-            Ok(())
-        })
-    }
-}
-
-impl<F: Fn(&mut [f32], [&[f32]; 3])> CustomOp3 for Op<F> {
-    fn name(&self) -> &'static str {
-        "rows"
-    }
-
-    fn cpu_fwd(
-        &self,
-        a: &CpuStorage,
-        layout: &Layout,
-        b: &CpuStorage,
-        b_layout: &Layout,
-        c: &CpuStorage,
-        c_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let inputs = [slice(a, layout)?, slice(b, b_layout)?, slice(c, c_layout)?];
-        self.out(layout, |out| {
-            (self.run)(out, inputs);
-            Ok(())
-        })
-    }
-}
-
-fn here(x: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() { Ok(x.clone()) } else { x.to_device(&Device::Cpu) }
+    Ok(work(&values[start..end]))
 }
 
 /// A matrix of as many rows as `x` and `width` columns, filled by `run` from x's values.
-pub(super) fn map1(x: &Tensor, width: usize, run: impl Fn(&mut [f32], &[f32])) -> Result<Tensor> {
-    here(x)?.apply_op1_no_bwd(&Op { width, run })?.to_device(x.device())
-}
-
-/// As [`map1`], from two matrices.
-pub(super) fn map2(a: &Tensor, b: &Tensor, width: usize, run: impl Fn(&mut [f32], &[f32], &[f32])) -> Result<Tensor> {
-    here(a)?.apply_op2_no_bwd(&here(b)?, &Op { width, run })?.to_device(a.device())
+pub(super) fn map1(x: &Tensor, width: usize, run: impl FnOnce(&mut [f32], &[f32])) -> Result<Tensor> {
+    let rows = x.dim(0)?;
+    let mut out = vec![0.0; rows * width];
+    with(x, |x| run(&mut out, x))?;
+    Tensor::from_vec(out, (rows, width), x.device())
 }
 
 /// As [`map1`], from three matrices.
-pub(super) fn map3(inputs: [&Tensor; 3], width: usize, run: impl Fn(&mut [f32], [&[f32]; 3])) -> Result<Tensor> {
+pub(super) fn map3(inputs: [&Tensor; 3], width: usize, run: impl FnOnce(&mut [f32], [&[f32]; 3])) -> Result<Tensor> {
     let [a, b, c] = inputs;
-    here(a)?.apply_op3_no_bwd(&here(b)?, &here(c)?, &Op { width, run })?.to_device(a.device())
+    let rows = a.dim(0)?;
+    let mut out = vec![0.0; rows * width];
+    with(a, |a| with(b, |b| with(c, |c| run(&mut out, [a, b, c]))))???;
+    Tensor::from_vec(out, (rows, width), a.device())
 }
 
 #[cfg(test)]
@@ -358,8 +289,8 @@ mod tests {
         let plain = dot(&values, &values);
         assert_eq!(wide(|| dot(&values, &values)).to_bits(), plain.to_bits());
         let mut out = [values.clone(), values.clone()];
-        Activation::Gelu.map(&mut out[0], |_, x| x);
-        wide(|| Activation::Gelu.map(&mut out[1], |_, x| x));
+        Activation::Gelu.map(&mut out[0]);
+        wide(|| Activation::Gelu.map(&mut out[1]));
         assert_eq!(out[0], out[1]);
     }
 }

@@ -11,8 +11,9 @@ use super::{
     architecture::{Body, config, refuse},
     attention::{Attention, Mask, Prepare, ScoreBias, Segment},
     language::{Answer, LanguageModel, Likelihood, Prompt, Vocabulary, gather},
-    layers::{FeedForward, Linear, Loader, Matrix, Mode, embed},
-    ops::{self, Activation, Norm, map3},
+    layers::{FeedForward, Linear, Loader, embed},
+    matrix::{Matrix, Mode},
+    ops::{Activation, Join, Norm, map3},
     transformer::{Layer, Order},
     weights::ModelError,
 };
@@ -261,24 +262,23 @@ struct Read {
 type MixLayer<'a> = &'a mut dyn FnMut(usize, [&Tensor; 3]) -> Result<Tensor, ModelError>;
 
 impl T5 {
-    fn embed(&self, tokens: impl Iterator<Item = u32>, mode: Mode) -> Result<Tensor, ModelError> {
+    fn embed(&self, tokens: impl Iterator<Item = u32>) -> Result<Tensor, ModelError> {
         let rows: Vec<_> = tokens.map(|token| vec![token as usize]).collect();
-        embed(&[(&self.words, 1.0)], &rows, self.hidden, mode, &self.device)
+        embed(&[(&self.words, 1.0)], &rows, self.hidden, &self.device)
     }
 
     fn read(&self, texts: &[&[u32]]) -> Result<Read, ModelError> {
         let segments = Segment::of(texts.iter().map(|text| text.len()));
         let positions = Segment::positions(&segments);
         let bias = self.encoder_bias.within(texts.iter().map(|text| text.len()).max().unwrap_or(1));
-        let mut x = self.embed(texts.iter().copied().flatten().copied(), Mode::Batch)?;
+        let mut x = self.embed(texts.iter().copied().flatten().copied())?;
         for layer in &self.encoder {
             x = layer.forward(&x, &segments, &positions, Some(&bias))?;
         }
         let x = self.encoder_norm.run(&x)?;
-        let layers = self
-            .decoder
-            .iter()
-            .map(|(_, cross, _)| Ok([cross.keys.product(&x, Mode::Batch)?, cross.values.product(&x, Mode::Batch)?]));
+        let layers = self.decoder.iter().map(|(_, cross, _)| {
+            Ok([cross.keys.forward(&x, Activation::None, Mode::Batch)?, cross.values.forward(&x, Activation::None, Mode::Batch)?])
+        });
         Ok(Read { layers: layers.collect::<Result<_, ModelError>>()?, texts: segments })
     }
 
@@ -292,13 +292,13 @@ impl T5 {
     ) -> Result<Tensor, ModelError> {
         for (index, (attending, looking, feeding)) in self.decoder.iter().enumerate() {
             let normed = attending.norm.run(&x)?;
-            let [q, k, v] = attending.qkv.each_ref().map(|linear| linear.product(&normed, mode));
+            let [q, k, v] = attending.qkv.each_ref().map(|linear| linear.forward(&normed, Activation::None, mode));
             let mixed = own(index, [&q?, &k?, &v?])?;
-            x = ops::join(&attending.out.product(&mixed, mode)?, &[], &x, None)?;
-            let queries = looking.queries.product(&looking.norm.run(&x)?, mode)?;
+            x = attending.out.joined(&mixed, mode, &x, Join::default())?;
+            let queries = looking.queries.forward(&looking.norm.run(&x)?, Activation::None, mode)?;
             let [keys, values] = &read.layers[index];
-            x = ops::join(&looking.out.product(&cross(index, [&queries, keys, values])?, mode)?, &[], &x, None)?;
-            x = ops::join(&feeding.block.product(&feeding.norm.run(&x)?, mode)?, &[], &x, None)?;
+            x = looking.out.joined(&cross(index, [&queries, keys, values])?, mode, &x, Join::default())?;
+            x = feeding.block.joined(&feeding.norm.run(&x)?, mode, &x, Join::default())?;
         }
         Ok(self.decoder_norm.run(&x)?)
     }
@@ -331,7 +331,7 @@ impl LanguageModel for T5 {
         }
         let segments = Segment::of(answers().map(|answer| answer.len()));
         let tokens = answers().flat_map(|answer| std::iter::once(self.start).chain(answer[..answer.len() - 1].iter().copied()));
-        let x = self.embed(tokens, Mode::Batch)?;
+        let x = self.embed(tokens)?;
         let bias = self.decoder_bias.within(answers().map(|answer| answer.len()).max().unwrap_or(1));
         let causal = Attention { mask: Mask::Causal, ..self.attention.clone() };
         let texts =
@@ -362,7 +362,7 @@ impl LanguageModel for T5 {
         let causal = Attention { mask: Mask::Causal, ..self.attention.clone() };
         for step in 1.. {
             let last = live.iter().map(|&index| answers[index].tokens.last().copied().unwrap_or(self.start));
-            let x = self.embed(last, Mode::Step)?;
+            let x = self.embed(last)?;
             let bias = self.decoder_bias.within(step);
             let pairs: Vec<_> =
                 live.iter().enumerate().map(|(row, &text)| (row..row + 1, read.texts[text].rows.clone())).collect();

@@ -4,8 +4,9 @@ use candle_core::Tensor;
 
 use super::{
     attention::{Attention, Prepare, ScoreBias, Segment},
-    layers::{FeedForward, Linear, Mode},
-    ops::{self, Activation, Norm},
+    layers::{FeedForward, Linear},
+    matrix::Mode,
+    ops::{Join, Norm},
     weights::ModelError,
 };
 
@@ -66,38 +67,31 @@ impl Layer {
 
     /// Runs rows at these positions, mixed by `mix`.
     pub(super) fn run(&self, x: &Tensor, mode: Mode, positions: &[usize], mix: Mix<'_>) -> Result<Tensor, ModelError> {
-        let mut attend = |x: &Tensor| -> Result<Tensor, ModelError> {
-            let [q, k, v] = self.qkv.each_ref().map(|linear| linear.product(x, mode));
-            let [q, k, v] = [q?, k?, v?];
-            let depth = self.attention.depth;
-            let [q, k, v] = [(&q, 0), (&k, 1), (&v, 2)].map(|(x, part)| self.prepare[part].run(x, depth, positions));
-            self.out.product(&mix(&self.attention, [&q?, &k?, &v?])?, mode)
+        let depth = self.attention.depth;
+        let mut mixed = |x: &Tensor| -> Result<Tensor, ModelError> {
+            let [q, k, v] = [0, 1, 2].map(|part| {
+                let (linear, prepare) = (&self.qkv[part], self.prepare[part].at(depth, positions));
+                linear.product(x, mode, |first, out| prepare.rows(first, out, linear.width()))
+            });
+            mix(&self.attention, [&q?, &k?, &v?])
         };
-        let (out_bias, down_bias) = (&self.out.bias, &self.feed.down.bias);
         match &self.order {
             Order::Post { attention, feed } => {
-                let x = ops::join(&attend(x)?, out_bias, x, Some(attention))?;
-                Ok(ops::join(&self.feed.product(&x, mode)?, down_bias, &x, Some(feed))?)
+                let join = |after| Join { before: None, after: Some(after) };
+                let x = self.out.joined(&mixed(x)?, mode, x, join(attention))?;
+                self.feed.joined(&x, mode, &x, join(feed))
             }
             Order::Pre { attention, feed, after } => {
+                let join = |part: usize| Join { before: after.as_ref().map(|after| &after[part]), after: None };
                 let normed = attention.as_ref().map_or_else(|| Ok(x.clone()), |norm| norm.run(x))?;
-                let x = add(&attend(&normed)?, out_bias, x, after.as_ref().map(|after| &after[0]))?;
-                add(&self.feed.product(&feed.run(&x)?, mode)?, down_bias, &x, after.as_ref().map(|after| &after[1]))
+                let x = self.out.joined(&mixed(&normed)?, mode, x, join(0))?;
+                self.feed.joined(&feed.run(&x)?, mode, &x, join(1))
             }
             Order::Parallel(norm) => {
                 let normed = norm.run(x)?;
-                let x = ops::join(&attend(&normed)?, out_bias, x, None)?;
-                Ok(ops::join(&self.feed.product(&normed, mode)?, down_bias, &x, None)?)
+                let x = self.out.joined(&mixed(&normed)?, mode, x, Join::default())?;
+                self.feed.joined(&normed, mode, &x, Join::default())
             }
         }
     }
-}
-
-/// `residual + norm(block + bias)`, or without a norm `residual + block + bias`.
-fn add(block: &Tensor, bias: &[f32], residual: &Tensor, norm: Option<&Norm>) -> Result<Tensor, ModelError> {
-    let Some(norm) = norm else {
-        return Ok(ops::join(block, bias, residual, None)?);
-    };
-    let block = if bias.is_empty() { block.clone() } else { ops::activate(block, bias, Activation::None)? };
-    Ok(ops::join(&norm.run(&block)?, &[], residual, None)?)
 }

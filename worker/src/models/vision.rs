@@ -8,7 +8,8 @@ use super::{
     architecture::{Body, config, even},
     attention::{Attention, Segment},
     encoder::{HeadPlan, Pooling, Use},
-    layers::{FeedForward, Linear, Loader, Mode, ROWS_MIN, pad},
+    layers::{FeedForward, Linear, Loader},
+    matrix::Mode,
     ops::{Activation, Norm},
     transformer::{Layer, Order, prepare},
     weights::ModelError,
@@ -207,9 +208,9 @@ impl Vision for Transformer {
         }
         let rows = images.len() * self.c.patches();
         let unfolded = Tensor::from_vec(unfolded, (rows, 3 * patch * patch), &self.device)?;
-        let patches = self.patches.forward(&pad(&unfolded)?, Activation::None, Mode::Batch)?;
+        let patches = self.patches.forward(&unfolded, Activation::None, Mode::Batch)?;
         let patches: Vec<f32> = patches.flatten_all()?.to_vec1()?;
-        let total = (images.len() * self.rows()).max(ROWS_MIN);
+        let total = images.len() * self.rows();
         let mut x = vec![0.0; total * hidden];
         for (index, x) in x.chunks_mut(self.rows() * hidden).take(images.len()).enumerate() {
             x[..hidden].copy_from_slice(&self.first);
