@@ -38,7 +38,7 @@ pub(crate) const TINY: Shape =
 
 /// Scores some hundred texts in some tens of milliseconds, so that what happens at random moments meets every stage of an attempt.
 pub(crate) const SLOW: Shape =
-    Shape { vocabulary: 200, positions: 24, hidden: 96, heads: 4, layers: 2, intermediate: 192, labels: 3 };
+    Shape { vocabulary: 200, positions: 24, hidden: 96, heads: 4, layers: 6, intermediate: 192, labels: 3 };
 
 impl Shape {
     /// Name and sides of every tensor, the classifier's last.
