@@ -40,8 +40,11 @@ enum Weights {
 }
 
 impl Matrix {
-    /// A matrix of these values, row by row.
+    /// A matrix of these values, row by row; one without rows or columns is refused.
     pub(super) fn new(values: Values, rows: usize, columns: usize, device: &Device) -> Result<Self, ModelError> {
+        if rows == 0 || columns == 0 {
+            return Err(ModelError::Config(format!("a matrix would be {rows} x {columns}, and neither side may be 0")));
+        }
         let weights = if values.is_short() {
             Weights::Stored(values, device.clone())
         } else {
@@ -165,4 +168,20 @@ fn shares(out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync
 /// Rows of `x`, `count` of them.
 pub(super) fn part(x: &[f32], first: usize, columns: usize, count: usize) -> &[f32] {
     &x[first * columns..][..count * columns]
+}
+
+#[cfg(test)]
+mod tests {
+    use evolver_common::checkpoint::Dtype;
+
+    use super::*;
+
+    #[test]
+    fn a_matrix_without_a_side_is_refused() {
+        for (rows, columns) in [(0, 3), (3, 0), (0, 0)] {
+            let values = Values::of(Dtype::F32, Vec::new());
+            let refusal = Matrix::new(values, rows, columns, &Device::Cpu).unwrap_err().to_string();
+            assert!(refusal.contains(&format!("{rows} x {columns}")), "{refusal}");
+        }
+    }
 }
