@@ -6,7 +6,7 @@
 //! cargo bench -p evolver-common --bench merge -- pcb                        # PCB over 8 models of 110 M F32
 //! cargo bench -p evolver-common --bench merge -- offspring                  # crossover and differential, in memory
 //! cargo bench -p evolver-common --bench merge -- offspring --only "BF16 d"   # those whose names have this in them
-//! cargo bench -p evolver-common --bench merge -- scale                      # cost per parameter from 10 M to 2700 M (sparse files, the result dropped), and memory
+//! cargo bench -p evolver-common --bench merge -- scale [--only ties,pcb]    # cost per parameter from 10 M to 2700 M (sparse files, the result dropped), and memory
 //! cargo bench -p evolver-common --bench merge -- once METHOD BASE MODEL...  # seconds of one merge, for benches/merge.py
 //! ```
 //!
@@ -53,7 +53,7 @@ fn main() {
         ["all", rest @ ..] => all(rest),
         ["pcb"] => pcb(),
         ["offspring", rest @ ..] => offspring(option(rest, "--only").unwrap_or_default()),
-        ["scale"] => scale(),
+        ["scale", rest @ ..] => scale(rest),
         ["once", method, models @ ..] => once(method, models),
         // What `cargo bench` without words runs: small, so that it ends soon.
         [] => all(&["--millions", "20"]),
@@ -368,13 +368,17 @@ fn read_all(models: &[&Arc<Checkpoint>]) -> u64 {
 }
 
 /// Cost per parameter and memory over sizes, with sparse inputs.
-fn scale() {
-    // Without a file: what a disk takes to write many gigabytes says nothing about merging.
+fn scale(arguments: &[&str]) {
+    let only = option(arguments, "--only");
+    let methods = ["linear", "task_arithmetic", "slerp", "ties", "dare_ties", "della", "pcb"];
+    let methods = methods.into_iter().filter(|method| only.is_none_or(|only| only.split(',').any(|name| name == *method)));
+    // Without a file: what a disk takes to write many gigabytes says nothing about merging. Nor does the first read of the inputs.
     println!("{:<18}{:>10}{:>10}{:>16}{:>12}", "method", "M", "seconds", "ns/parameter", "RssAnon MB");
     for millions in [10, 110, 270, 2700] {
         let folders = models::make(&folder(), Wanted { millions, dtype: Dtype::Bf16, experts: 3, sparse: true });
         let opened = Opened::new(&folders);
-        for name in ["linear", "task_arithmetic", "slerp", "ties", "dare_ties", "della", "pcb"] {
+        for name in methods.clone() {
+            hint::black_box(read_all(&opened.models.iter().collect::<Vec<_>>()));
             let recipe = opened.merge(evolver_common::merge::find(name).unwrap());
             let mut best = Best::NONE;
             for _ in 0..if millions > 1000 { 1 } else { rounds() } {
