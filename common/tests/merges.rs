@@ -6,11 +6,11 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use evolver_common::{
     checkpoint::{
-        Checkpoint, DigestCache, Dtype, Space, SpaceTensor,
+        Checkpoint, DigestCache, Dtype, Row, Space, SpaceTensor,
         write::{Announced, WeightsWriter},
     },
     digest::Digest,
-    merge::{Built, Engine, InMemory, Layers, Leaf, METHODS, Method, Options, normalize},
+    merge::{Built, CheckpointLeaf, Engine, InMemory, Layers, Leaf, METHODS, Method, Options, normalize},
     recipe::{Granularity, Input, Merge, Op, Parameters, Recipe, Shape, Value, decode, encode, parse},
     rng::Stream,
     simd::{self, Level},
@@ -70,7 +70,7 @@ impl Leaf for Memory {
         Ok(())
     }
 
-    fn borrow(&self, _: usize) -> Option<&[f32]> {
+    fn borrow(&self, _: usize) -> Option<Row<'_>> {
         None
     }
 }
@@ -396,6 +396,84 @@ fn a_lineage_streams_as_its_steps_would_one_by_one() {
     engine.insert(child.id(), Arc::new(Memory(built_child)));
     assert_eq!(whole, build(&engine, &grandchild, 1));
     assert_ne!(whole, build(&engine, &child, 1));
+}
+
+/// A checkpoint of these values in BF16. It stays mapped when its folder is gone.
+fn stored(shapes: &[(String, Vec<usize>)], model: &InMemory) -> Arc<Checkpoint> {
+    let folder = tempfile::tempdir().unwrap();
+    let announced =
+        |(name, shape): &(String, Vec<usize>)| Announced { name: name.clone(), dtype: Dtype::Bf16, shape: shape.clone() };
+    let announced: Vec<_> = shapes.iter().map(announced).collect();
+    let path = folder.path().join("model.safetensors");
+    let writer = WeightsWriter::create(&path, &announced, &Map::new()).unwrap();
+    model.iter().enumerate().for_each(|(tensor, values)| writer.values(tensor, 0, values).unwrap());
+    writer.finish(false).unwrap();
+    Arc::new(Checkpoint::open(&path).unwrap())
+}
+
+/// An engine over the same tensors whose leaves are checkpoints in BF16.
+fn engine_of_stored(shapes: &[(String, Vec<usize>)], models: &[InMemory], block: usize) -> Engine {
+    let mut engine = engine(shapes, &[], block);
+    let space = Arc::new(engine.space().clone());
+    for (index, model) in models.iter().enumerate() {
+        engine.insert(leaf(index).id(), Arc::new(CheckpointLeaf::new(stored(shapes, model), Arc::clone(&space))));
+    }
+    engine
+}
+
+fn rounded(models: Vec<InMemory>) -> Vec<InMemory> {
+    let round = |values: Vec<f32>| values.into_iter().map(|value| half::bf16::from_f32(value).to_f32()).collect();
+    models.into_iter().map(|model| model.into_iter().map(round).collect()).collect()
+}
+
+#[test]
+fn bf16_that_is_read_where_it_is_used_gives_the_bits_of_a_copy_in_f32() {
+    let (shapes, models) = models();
+    let models = rounded(models);
+    let crossover = |per| Recipe::new(Op::Crossover { target: leaf(1), donor: leaf(2), rate: 0.4, seed: 5, per });
+    let differential = Recipe::new(Op::Differential { target: leaf(1), plus: leaf(2), minus: leaf(3), scale: 0.7 });
+    let blends = [
+        crossover(Granularity::Parameter),
+        crossover(Granularity::Tensor),
+        Recipe::new(Op::Perturb { parent: leaf(1), deviation: 1e-3, seed: 5, shape: Shape::Sparse { density: 0.5 } }),
+        Recipe::new(Op::Splice { first: leaf(0), second: differential.clone(), at: 0.5 }),
+        Recipe::new(Op::Crossover {
+            target: leaf(0),
+            donor: differential.clone(),
+            rate: 0.3,
+            seed: 6,
+            per: Granularity::Parameter,
+        }),
+        differential,
+    ];
+    for (recipe, files) in every_merge().into_iter().chain(blends.map(|recipe| (recipe, Files::new()))) {
+        let (mut copied, mut read) = (engine(&shapes, &models, 4096), engine_of_stored(&shapes, &models, 8192));
+        for engine in [&mut copied, &mut read] {
+            files.iter().for_each(|(digest, file)| engine.insert_statistics(*digest, Arc::clone(file)));
+        }
+        let full = build(&copied, &recipe, 1);
+        assert!(full == build(&read, &recipe, 2), "{recipe}");
+        let mut short: Vec<_> = full.iter().map(|values| Built::zeros(Dtype::Bf16, values.len())).collect();
+        read.build_into(&recipe, &mut short, &[]).unwrap();
+        let expected = |values: &Vec<f32>| Built::Bf16(values.iter().map(|value| half::bf16::from_f32(*value)).collect());
+        assert!(short.iter().eq(&full.iter().map(expected).collect::<Vec<_>>()), "in BF16: {recipe}");
+    }
+}
+
+#[test]
+fn what_overflows_is_named_in_bf16_as_in_f32() {
+    let shapes = [("a".to_owned(), vec![3]), ("w".to_owned(), vec![9000])];
+    let model =
+        |value: f32| -> InMemory { vec![vec![0.0; 3], (0..9000).map(|at| if at == 8500 { value } else { 0.5 }).collect()] };
+    let mut engine = engine_of_stored(&shapes, &rounded(vec![model(0.5), model(3e38), model(-3e38)]), 4096);
+    let recipe = Recipe::new(Op::Differential { target: leaf(0), plus: leaf(1), minus: leaf(2), scale: 0.5 });
+    let mut built = [Built::zeros(Dtype::Bf16, 3), Built::zeros(Dtype::Bf16, 9000)];
+    let error = engine.build_into(&recipe, &mut built, &[]).unwrap_err().to_string();
+    assert!(error.contains("\"w\"") && error.contains("8500"), "{error}");
+    engine.allow_non_finite();
+    engine.build_into(&recipe, &mut built, &[]).unwrap();
+    let Built::Bf16(values) = &built[1] else { panic!("BF16") };
+    assert!(values[8500].is_infinite() && values[8499].to_f32() == 0.5);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::{
 };
 
 use evolver_common::{
-    checkpoint::{Checkpoint, DigestCache, write::FolderWriter},
+    checkpoint::{Checkpoint, DigestCache, Row, write::FolderWriter},
     digest::Digest,
     merge::{BuildError, Engine, Leaf, Options, Sink},
     recipe::Recipe,
@@ -223,12 +223,12 @@ impl Leaf for Source {
         rows.read(&self.models, &origin.name, origin.width, mean, elements, out)
     }
 
-    fn borrow(&self, tensor: usize) -> Option<&[f32]> {
+    fn borrow(&self, tensor: usize) -> Option<Row<'_>> {
         let origin = &self.origins[tensor];
         if origin.rows.is_some() {
             return None;
         }
-        self.models[self.model].view(&origin.name).ok()?.as_f32()
+        self.models[self.model].view(&origin.name).ok()?.row()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{ops::Range, sync::Arc, time::Instant};
 
 use evolver_common::{
-    checkpoint::{Space, SpaceTensor},
+    checkpoint::{Row, Space, SpaceTensor},
     digest::Digest,
     merge::{Engine, InMemory, Leaf, Options, REMEMBERED_BYTES, STRIDE},
     recipe::Recipe,
@@ -192,8 +192,8 @@ impl Leaf for Drawn {
         Ok(())
     }
 
-    fn borrow(&self, tensor: usize) -> Option<&[f32]> {
-        Some(&self.0[tensor])
+    fn borrow(&self, tensor: usize) -> Option<Row<'_>> {
+        Some(Row::F32(&self.0[tensor]))
     }
 }
 

@@ -101,12 +101,7 @@ impl Dtype {
                 #[inline(always)]
                 |b| widen_f16(u16::from_le_bytes(b)),
             ),
-            Self::Bf16 => convert(
-                bytes,
-                out,
-                #[inline(always)]
-                |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16),
-            ),
+            Self::Bf16 => convert(bytes, out, widen_bf16),
             #[expect(clippy::cast_possible_truncation, reason = "rounding F64 to F32 is what is wanted")]
             Self::F64 => convert(
                 bytes,
@@ -184,6 +179,12 @@ fn store<const N: usize>(values: &[f32], out: &mut [u8], one: impl Fn(f32) -> [u
     );
 }
 
+/// BF16 to F32, exactly.
+#[inline(always)]
+pub(super) fn widen_bf16(bytes: [u8; 2]) -> f32 {
+    f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
+}
+
 /// F16 to F32, exactly, without a branch, so that loops over it vectorise.
 #[inline(always)]
 fn widen_f16(bits: u16) -> f32 {
@@ -215,7 +216,7 @@ fn narrow_f16(value: f32) -> u16 {
 /// F32 to BF16, to the nearest and ties to even, without a branch.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "16 bits are left")]
-fn narrow_bf16(value: f32) -> u16 {
+pub(crate) fn narrow_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
     let nan = (bits >> 16) | 0x40;

@@ -19,6 +19,7 @@ use super::{
     header::{self, HeaderError},
     map::{self, Mapping, Stamp},
     quantized,
+    row::Row,
 };
 
 const SINGLE: &str = "model.safetensors";
@@ -451,6 +452,16 @@ impl<'a> View<'a> {
     pub fn as_f32(&self) -> Option<&'a [f32]> {
         match (self.dtype, self.values) {
             (Dtype::F32, Values::Bytes(bytes)) => map::as_f32(bytes),
+            _ => None,
+        }
+    }
+
+    /// The whole tensor's values as they are stored, where that is a type that rows have.
+    #[must_use]
+    pub fn row(&self) -> Option<Row<'a>> {
+        match (self.dtype, self.values) {
+            (Dtype::F32, Values::Bytes(bytes)) => map::as_f32(bytes).map(Row::F32),
+            (Dtype::Bf16, Values::Bytes(bytes)) => Some(Row::Bf16(bytes.as_chunks().0)),
             _ => None,
         }
     }

@@ -6,10 +6,11 @@
 use super::{
     Base, Combine, Inputs, Method, ParameterSpec, Pass, Settings,
     elementary::{exp, ln},
+    lanes::{self, Chunk, LANES},
     order::{Cost, Selector},
     round,
     slerp::one_model,
-    statistics, task_vector,
+    statistics,
 };
 use crate::{recipe::Merge, simd};
 
@@ -58,7 +59,13 @@ impl Method for ArceeFusion {
                 Some(tensor),
                 &[ranks.to_vec()],
                 (Cost::Low, |inputs, rows| {
-                    rows.iter_mut().for_each(|row| this.importances(inputs, row));
+                    for row in rows {
+                        this.walk(
+                            inputs,
+                            #[inline(always)]
+                            |chunk, importances| chunk.put(&importances, row),
+                        );
+                    }
                 }),
             );
             let quartiles: Vec<_> = found[0].iter().map(|value| f64::from(*value)).collect();
@@ -81,16 +88,24 @@ fn rank(share: f64, elements: usize) -> u64 {
 /// A line's tensor, its number and its divergence.
 type Line = (usize, usize, f64);
 
+/// A line's values, and the softmax of the model's and of the base's.
+#[derive(std::default::Default)]
+struct Buffers {
+    values: Vec<f32>,
+    p: Vec<f64>,
+    q: Vec<f64>,
+}
+
 /// `[tensor][line]`: the Kullback-Leibler divergence of the model's softmax from the base's.
 fn divergences(pass: &Pass<'_>) -> Vec<Vec<f64>> {
     let parts = pass.fold(
         None,
-        || (Vec::new(), [Vec::new(), Vec::new()]),
-        |(parts, [p, q]): &mut (Vec<Line>, [Vec<f64>; 2]), inputs| {
+        || (Vec::new(), Buffers::default()),
+        |(parts, Buffers { values, p, q }): &mut (Vec<Line>, Buffers), inputs| {
             let line = line(inputs.shape);
-            for (number, (model, base)) in inputs.models[0].chunks(line).zip(inputs.base.chunks(line)).enumerate() {
-                softmax(model, p);
-                softmax(base, q);
+            for (number, start) in (0..inputs.base.len()).step_by(line).enumerate() {
+                softmax(inputs.models[0].part(start..start + line).floats(values), p);
+                softmax(inputs.base.part(start..start + line).floats(values), q);
                 simd::dispatch(
                     #[inline(always)]
                     || p.iter_mut().zip(&*q).for_each(|(p, q)| *p *= ln(*p / q)),
@@ -123,19 +138,17 @@ fn softmax(line: &[f32], out: &mut Vec<f64>) {
 }
 
 impl Fusion {
-    /// The changes' magnitudes times their lines' divergences.
-    fn importances(&self, inputs: &Inputs<'_>, out: &mut [f32]) {
+    /// Walks a block with its importances: the changes' magnitudes times their lines' divergences.
+    #[inline]
+    fn walk(&self, inputs: &Inputs<'_>, mut step: impl FnMut(&Chunk<'_>, [f32; LANES])) {
         let line = line(inputs.shape);
         let divergences = &self.divergences[inputs.tensor][inputs.offset / line..];
-        let lines = out.chunks_mut(line).zip(inputs.base.chunks(line)).zip(inputs.models[0].chunks(line));
-        for (((out, base), model), divergence) in lines.zip(divergences) {
-            simd::dispatch(
+        for (start, divergence) in (0..inputs.base.len()).step_by(line).zip(divergences) {
+            lanes::walk(
+                inputs,
+                start..start + line,
                 #[inline(always)]
-                || {
-                    for ((out, base), model) in out.iter_mut().zip(base).zip(model) {
-                        *out = round(f64::from(task_vector(*model, *base).abs()) * divergence);
-                    }
-                },
+                |chunk| step(chunk, chunk.delta(0).map(|change| round(change.abs() * divergence))),
             );
         }
     }
@@ -143,11 +156,18 @@ impl Fusion {
 
 impl Combine for Fusion {
     fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]) {
-        self.importances(inputs, out);
         let threshold = self.thresholds[inputs.tensor];
-        for ((out, base), model) in out.iter_mut().zip(inputs.base).zip(inputs.models[0]) {
-            *out = if *out >= threshold { *model } else { *base };
-        }
+        self.walk(
+            inputs,
+            #[inline(always)]
+            |chunk, importances| {
+                let (mut values, model) = (chunk.base(), chunk.model(0));
+                for l in 0..LANES {
+                    values[l] = if importances[l] >= threshold { model[l] } else { values[l] };
+                }
+                chunk.store(&values, out);
+            },
+        );
     }
 
     fn unit(&self, _tensor: usize, shape: &[usize]) -> usize {

@@ -5,12 +5,15 @@
 //! What is dropped is a pure function of seed, tensor name, model's place and element; it is not what mergekit's generator draws. `rescale_by` names mergekit's
 //! rescaling (`l1`) or the paper's, by each element's probability (`density`).
 
+use std::cell::RefCell;
+
 use super::{
     Base, Combine, Default, Kind, Method, ParameterSpec, Pass, Scope, Settings,
     lanes::{self, LANES},
     sparse::{COMMON, Draws, Piece, RESCALE_BY, SEED, Sparse, Sparsify, normalize, rescale, streams},
 };
 use crate::{
+    checkpoint::padded,
     recipe::{Merge, Parameters, Value},
     rng::Stream,
     simd,
@@ -94,29 +97,43 @@ impl Sparsify for MagPrune {
         if density <= 0.0 {
             return;
         }
-        let mut magnitudes = Vec::new();
-        piece.magnitudes(&mut magnitudes);
-        let mut numbers = vec![0; magnitudes.len()];
-        self.streams[piece.tensor()][piece.model].fill(piece.offset(), &mut numbers);
+        SCRATCH.with_borrow_mut(|Scratch { magnitudes, numbers, line }| {
+            self.draw_with(piece, draws, (magnitudes, numbers), line);
+        });
+    }
+}
+
+impl MagPrune {
+    /// Draws for a piece, of a density between 0 and 1.
+    fn draw_with(
+        &self,
+        piece: &Piece<'_>,
+        draws: &mut Draws,
+        (magnitudes, numbers): (&mut Vec<u32>, &mut Vec<u32>),
+        scratch: &mut LineScratch,
+    ) {
+        let density = self.densities[piece.tensor()][piece.model];
+        piece.magnitudes(magnitudes);
+        numbers.resize(magnitudes.len(), 0);
+        self.streams[piece.tensor()][piece.model].fill(piece.offset(), numbers);
         let divide = self.divide[piece.tensor()];
         draws.factors.resize(if divide { numbers.len() } else { 0 }, 0.0);
         // A line's elements stand `inner` apart; a piece may hold lines of several rows of a matrix.
         let inner: usize = piece.shape().get(2..).unwrap_or(&[]).iter().product();
         let length = (self.unit(piece.shape()) / inner.max(1)).max(1);
         let line = Line::new(density, self.epsilons[piece.tensor()][piece.model], length);
-        let mut scratch = Vec::new();
         if inner == 1 {
             let mut factors = draws.factors.chunks_mut(length);
             for (magnitudes, numbers) in magnitudes.chunks(length).zip(numbers.chunks_mut(length)) {
-                line.draw(magnitudes, numbers, factors.next(), &mut scratch);
+                line.draw(magnitudes, numbers, factors.next(), scratch);
             }
         } else {
             for first in (0..numbers.len()).step_by(length * inner).flat_map(|block| (0..inner).map(move |first| block + first)) {
                 let along = (first..).step_by(inner).take(length);
                 let of = |row: &[u32]| along.clone().map(|at| row[at]).collect::<Vec<_>>();
-                let (magnitudes, mut decided) = (of(&magnitudes), of(&numbers));
+                let (magnitudes, mut decided) = (of(magnitudes), of(numbers));
                 let mut factors = divide.then(|| vec![0.0; length]);
-                line.draw(&magnitudes, &mut decided, factors.as_deref_mut(), &mut scratch);
+                line.draw(&magnitudes, &mut decided, factors.as_deref_mut(), scratch);
                 along.clone().zip(decided).for_each(|(at, decided)| numbers[at] = decided);
                 along.zip(factors.iter().flatten()).for_each(|(at, factor)| draws.factors[at] = *factor);
             }
@@ -171,13 +188,16 @@ impl Line {
 
     /// The number that draws fall below at a rank: [`crate::rng::threshold`] in 32 bits, since no probability is 1, and at least 1, since none is 0.
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "probabilities lie between 0 and 1")]
+    #[expect(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
     fn threshold(&self, rank: u32) -> u32 {
-        ((self.probability(rank) * 4_294_967_296.0 + 0.5) as u32).max(1)
+        /// Whole numbers below 2^32 that this is added to stand in the low half of the sum's bits: a conversion that every vector level has.
+        const SHIFT: f64 = (1u64 << 52) as f64;
+        let threshold = (self.probability(rank) * 4_294_967_296.0 + 0.5).floor().clamp(1.0, f64::from(u32::MAX));
+        (threshold + SHIFT).to_bits() as u32
     }
 
     /// Replaces the numbers that were drawn for a line by [`KEPT`] and [`DROPPED`], and writes what is kept is multiplied by where that is asked for.
-    fn draw(&self, magnitudes: &[u32], numbers: &mut [u32], factors: Option<&mut [f64]>, scratch: &mut Vec<u16>) {
+    fn draw(&self, magnitudes: &[u32], numbers: &mut [u32], factors: Option<&mut [f64]>, scratch: &mut LineScratch) {
         if factors.is_some() || magnitudes.len() >= LONG {
             self.draw_by_sort(magnitudes, numbers, factors);
         } else {
@@ -200,10 +220,11 @@ impl Line {
     /// The same without a sort: probabilities grow with the rank, so most draws are decided whatever the rank, and nearly all others by the ranks that an
     /// element's bin may have. Only for the few that are left the rank is counted.
     #[inline(always)]
-    fn draw_by_bins(&self, magnitudes: &[u32], numbers: &mut [u32], open: &mut Vec<u16>) {
+    fn draw_by_bins(&self, magnitudes: &[u32], numbers: &mut [u32], LineScratch { open, tables }: &mut LineScratch) {
         let length = magnitudes.len();
         let bins = Bins::over(magnitudes, (length / PER_BIN).next_power_of_two().clamp(4 * OCTAVES, BINS));
-        let (mut low, mut high) = bins.ranks(magnitudes);
+        bins.ranks(magnitudes, tables);
+        let Tables { first: low, last: high, .. } = &mut **tables;
         low[..bins.count].iter_mut().for_each(|bound| *bound = self.threshold(*bound));
         high[..bins.count].iter_mut().for_each(|bound| *bound = self.threshold(*bound));
         // Whatever the rank, draws below the first of these are kept, those from the second on are dropped.
@@ -213,7 +234,7 @@ impl Line {
         let open = open.as_mut_slice();
         let mut left = 0;
         for first in (0..length).step_by(LANES) {
-            let here = lanes::load(&numbers[first..length.min(first + LANES)]);
+            let here = padded(&numbers[first..length.min(first + LANES)]);
             // One comparison for both bounds; zeros beyond the end lie below them.
             let inside = lanes::bits(&here, |number| number.wrapping_sub(range.0) < range.1 - range.0);
             for lane in lanes::set(inside) {
@@ -241,6 +262,39 @@ impl Line {
     }
 }
 
+thread_local! {
+    /// One thread's buffers, allocated once and used again.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// A piece's magnitudes, the numbers that are drawn for it, and what its lines need.
+#[derive(std::default::Default)]
+struct Scratch {
+    magnitudes: Vec<u32>,
+    numbers: Vec<u32>,
+    line: LineScratch,
+}
+
+/// The places of a line that are not decided yet, and its bins.
+#[derive(std::default::Default)]
+struct LineScratch {
+    open: Vec<u16>,
+    tables: Box<Tables>,
+}
+
+/// Of each bin how many magnitudes it has, neighbours counted apart so that equal ones do not wait for each other, and their first and last rank.
+struct Tables {
+    counts: [[u32; BINS]; 2],
+    first: [u32; BINS],
+    last: [u32; BINS],
+}
+
+impl std::default::Default for Tables {
+    fn default() -> Self {
+        Self { counts: [[0; BINS]; 2], first: [0; BINS], last: [0; BINS] }
+    }
+}
+
 /// A line's magnitudes in bins of equal width on a logarithmic scale, the lowest of which holds all that is smaller.
 struct Bins {
     shift: u32,
@@ -263,25 +317,22 @@ impl Bins {
         (magnitude >> self.shift).saturating_sub(self.lowest) as usize % BINS
     }
 
-    /// The first and the last rank of each bin's magnitudes; of an empty bin, which no magnitude asks for, whatever.
+    /// Writes the first and the last rank of each bin's magnitudes; of an empty bin, which no magnitude asks for, whatever.
     #[inline(always)]
-    fn ranks(&self, magnitudes: &[u32]) -> ([u32; BINS], [u32; BINS]) {
-        // Neighbours count apart, so that equal ones do not wait for each other.
-        let mut counts = [[0u32; BINS]; 2];
+    fn ranks(&self, magnitudes: &[u32], Tables { counts, first, last }: &mut Tables) {
+        counts.iter_mut().for_each(|counts| counts[..self.count].fill(0));
         let (pairs, odd) = magnitudes.as_chunks::<2>();
         for [a, b] in pairs {
             counts[0][self.of(*a)] += 1;
             counts[1][self.of(*b)] += 1;
         }
         odd.iter().for_each(|magnitude| counts[0][self.of(*magnitude)] += 1);
-        let (mut first, mut last) = ([0; BINS], [0; BINS]);
         let mut before = 0u32;
         for bin in 0..self.count {
             first[bin] = before;
             before += counts[0][bin] + counts[1][bin];
             last[bin] = before.saturating_sub(1);
         }
-        (first, last)
     }
 }
 
@@ -365,6 +416,7 @@ mod tests {
 
     #[test]
     fn bins_decide_as_a_sort_does() {
+        let mut scratch = LineScratch::default();
         let stream = |seed: u64, length: usize| {
             let mut numbers = vec![0; length];
             Stream::new(seed, "line").fill(0, &mut numbers);
@@ -381,7 +433,7 @@ mod tests {
                     // Draws at the very ends too.
                     let drawn: Vec<_> = drawn.into_iter().enumerate().map(|(at, n)| [0, u32::MAX, n, n][at % 4]).collect();
                     let (mut by_bins, mut by_sort) = (drawn.clone(), drawn);
-                    line.draw_by_bins(&magnitudes, &mut by_bins, &mut Vec::new());
+                    line.draw_by_bins(&magnitudes, &mut by_bins, &mut scratch);
                     line.draw_by_sort(&magnitudes, &mut by_sort, None);
                     assert_eq!(by_bins, by_sort, "{length} {seed} {density} {epsilon}");
                 }

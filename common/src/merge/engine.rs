@@ -17,7 +17,7 @@ use thiserror::Error;
 
 use super::{
     Combine,
-    built::Built,
+    built::{Built, Place},
     find,
     layers::Layers,
     pass::{CHUNK, Job, Pass},
@@ -26,10 +26,11 @@ use super::{
     store::Store,
 };
 use crate::{
-    checkpoint::{Checkpoint, ReadError, Slot, Space, View},
+    checkpoint::{Checkpoint, Dtype, ReadError, Row, Slot, Space, View},
     digest::Digest,
-    recipe::{Op, Recipe},
-    rng, simd,
+    recipe::{Granularity, Op, Recipe},
+    rng::{self, Stream},
+    simd,
 };
 
 /// Prepared merges that are kept, with their statistics.
@@ -72,7 +73,7 @@ pub trait Leaf: Send + Sync {
     fn read(&self, tensor: usize, elements: Range<usize>, out: &mut [f32]) -> Result<(), String>;
 
     /// The whole tensor without a copy, where that is possible.
-    fn borrow(&self, tensor: usize) -> Option<&[f32]>;
+    fn borrow(&self, tensor: usize) -> Option<Row<'_>>;
 }
 
 /// Where built blocks go; called from several threads with disjoint blocks in any order.
@@ -117,8 +118,8 @@ impl Leaf for CheckpointLeaf {
         self.view(tensor).and_then(|view| view.read(elements, out)).map_err(|error| error.to_string())
     }
 
-    fn borrow(&self, tensor: usize) -> Option<&[f32]> {
-        self.view(tensor).ok()?.as_f32()
+    fn borrow(&self, tensor: usize) -> Option<Row<'_>> {
+        self.view(tensor).ok()?.row()
     }
 }
 
@@ -131,7 +132,7 @@ pub struct Options {
 
 impl std::default::Default for Options {
     fn default() -> Self {
-        Self { block: 1 << 14 }
+        Self { block: 1 << 15 }
     }
 }
 
@@ -253,8 +254,14 @@ impl Engine {
         let mut tensors: Vec<_> = out.iter_mut().map(Some).collect();
         let places = of_tensor.filter_map(|jobs| Some(tensors.get_mut(jobs[0].tensor)?.take()?.places(jobs)));
         let blocks: Vec<_> = places.flatten().collect();
-        blocks.into_par_iter().try_for_each(|(job, place)| {
+        blocks.into_par_iter().try_for_each(|(job, mut place)| {
             run.with_workspace(|workspace| {
+                if let Place::Short(Dtype::Bf16, out) = &mut place
+                    && tees.is_empty()
+                    && program.evaluate_short(job, out, workspace)?
+                {
+                    return Ok(());
+                }
                 let mut scratch = std::mem::take(&mut workspace.stride);
                 let result = place.fill(&mut scratch, |block| run.block(job, block, workspace));
                 workspace.stride = scratch;
@@ -344,14 +351,22 @@ impl Engine {
                 Step::Differential { target: at(target), plus: at(plus), minus: at(minus), scale: super::round(*scale) }
             }
             Op::Crossover { target, donor, rate, seed, per } => {
-                Step::Crossover { target: at(target), donor: at(donor), threshold: rng::threshold(*rate), seed: *seed, per: *per }
+                let (target, donor, threshold) = (at(target), at(donor), rng::threshold(*rate));
+                let streams = self.space.tensors.iter().map(|tensor| Stream::new(*seed, &tensor.name));
+                match per {
+                    Granularity::Parameter => Step::Crossover { target, donor, threshold, streams: streams.collect() },
+                    Granularity::Tensor => {
+                        let second = streams.map(|stream| rng::falls(stream.element(0), threshold)).collect();
+                        Step::Choice { from: [target, donor], second }
+                    }
+                }
             }
             Op::Perturb { parent, deviation, seed, shape } => {
                 Step::Perturb { parent: at(parent), deviation: *deviation, seed: *seed, shape: *shape }
             }
             Op::Splice { first, second, at: split } => {
-                let below = (0..self.layers.tensors()).map(|tensor| self.layers.depth(tensor) < *split).collect();
-                Step::Splice { first: at(first), second: at(second), below }
+                let above = (0..self.layers.tensors()).map(|tensor| self.layers.depth(tensor) >= *split).collect();
+                Step::Choice { from: [at(first), at(second)], second: above }
             }
             Op::Merge(merge) => {
                 let operands: Vec<_> = node.op().operands().map(at).collect();
@@ -427,9 +442,10 @@ impl<'a> Run<'a> {
     /// Builds one block.
     fn block(&self, job: &Job, block: &mut [f32], workspace: &mut Workspace) -> Result<(), BuildError> {
         self.program.evaluate(job, &self.wanted, Some(block), workspace, |values| {
-            self.engine.check_finite(job, values[0])?;
+            let mut buffer = Vec::new();
+            self.engine.check_finite(job, values[0].floats(&mut buffer))?;
             for (sink, values) in self.sinks.iter().zip(&values[1..]) {
-                sink.write(job.tensor, job.elements.start, values)?;
+                sink.write(job.tensor, job.elements.start, values.floats(&mut buffer))?;
             }
             Ok(())
         })

@@ -12,6 +12,7 @@ use super::{
     linear::WEIGHT,
     measured::{Measured, STATISTICS},
 };
+use crate::checkpoint::Row;
 
 pub(super) struct Fisher;
 
@@ -92,7 +93,7 @@ fn squares(files: &Measured, pass: &Pass<'_>) -> Vec<Vec<f64>> {
         let (mut sum, mut values) = (0.0, Vec::new());
         for start in (0..elements).step_by(STEP) {
             files.read(tensor, model, start..elements.min(start + STEP), &mut values);
-            let inputs = Inputs { base: &[], models: &[&values], tensor, shape: &[], offset: start };
+            let inputs = Inputs { base: Row::EMPTY, models: &[Row::F32(&values)], tensor, shape: &[], offset: start };
             let mut sums = [0.0];
             lanes::sum(
                 &inputs,
@@ -117,7 +118,7 @@ impl Combine for Weighted {
             self.files.read(inputs.tensor, model, inputs.offset..inputs.offset + out.len(), values);
         }
         // The statistics walk along as models of their own.
-        let rows: Vec<&[f32]> = inputs.models.iter().copied().chain(statistics.iter().map(Vec::as_slice)).collect();
+        let rows: Vec<_> = inputs.models.iter().copied().chain(statistics.iter().map(|row| Row::F32(row))).collect();
         let both = Inputs { models: &rows, ..*inputs };
         lanes::map(
             &both,

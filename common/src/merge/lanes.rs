@@ -6,13 +6,19 @@
 use std::ops::Range;
 
 use super::{Inputs, round, task_vector};
-use crate::simd;
+use crate::{
+    checkpoint::{Row, narrow_bf16, padded},
+    simd,
+};
 
 /// Elements that are walked at a time.
 pub(super) const LANES: usize = 64;
 
 /// One number for each element of a chunk.
 pub(super) type Lanes = [f64; LANES];
+
+/// One value for each element of a chunk, as it is stored.
+pub(super) type Values = [f32; LANES];
 
 /// Some elements of a block.
 pub(super) struct Chunk<'a> {
@@ -23,29 +29,47 @@ pub(super) struct Chunk<'a> {
 
 impl Chunk<'_> {
     #[inline(always)]
-    fn part<'r, T>(&self, row: &'r [T]) -> &'r [T] {
-        &row[self.start..self.start + self.count]
+    fn load(&self, row: Row<'_>) -> Values {
+        row.load(self.start..self.start + self.count)
     }
 
     /// The base's values.
     #[inline(always)]
     pub(super) fn base(&self) -> Lanes {
-        widen(&load(self.part(self.inputs.base)))
+        widen(&self.base_values())
     }
 
     /// A model's values.
     #[inline(always)]
     pub(super) fn model(&self, model: usize) -> Lanes {
-        widen(&load(self.part(self.inputs.models[model])))
+        widen(&self.values(model))
+    }
+
+    /// The base's values, as they are stored.
+    #[inline(always)]
+    pub(super) fn base_values(&self) -> Values {
+        self.load(self.inputs.base)
+    }
+
+    /// A model's values, as they are stored.
+    #[inline(always)]
+    pub(super) fn values(&self, model: usize) -> Values {
+        self.load(self.inputs.models[model])
     }
 
     /// A model's differences to the base.
     #[inline(always)]
     pub(super) fn delta(&self, model: usize) -> Lanes {
-        let (model, base) = (load(self.part(self.inputs.models[model])), load(self.part(self.inputs.base)));
+        widen(&self.task_vector(model))
+    }
+
+    /// A model's differences to the base, as they are stored.
+    #[inline(always)]
+    pub(super) fn task_vector(&self, model: usize) -> Values {
+        let (model, base) = (self.values(model), self.base_values());
         let mut delta = [0.0; LANES];
         for l in 0..LANES {
-            delta[l] = f64::from(task_vector(model[l], base[l]));
+            delta[l] = task_vector(model[l], base[l]);
         }
         delta
     }
@@ -53,7 +77,7 @@ impl Chunk<'_> {
     /// The chunk's part of a row that begins at element `start` of the block.
     #[inline(always)]
     pub(super) fn behind(&self, start: usize, row: &[f64]) -> Lanes {
-        load(&row[self.start - start..self.start - start + self.count])
+        padded(&row[self.start - start..self.start - start + self.count])
     }
 
     /// The chunk's word of bits that begin at element `start` of the block, a whole number of chunks before it.
@@ -79,26 +103,18 @@ impl Chunk<'_> {
     /// Writes values, rounded once, into a row that is as long as the block.
     #[inline(always)]
     pub(super) fn store(&self, values: &Lanes, row: &mut [f32]) {
+        self.put(&values.map(round), row);
+    }
+
+    /// Writes values into a row that is as long as the block.
+    #[inline(always)]
+    pub(super) fn put<T: Copy>(&self, values: &[T; LANES], row: &mut [T]) {
         let out = &mut row[self.start..self.start + self.count];
-        if let Ok(out) = <&mut [f32; LANES]>::try_from(&mut *out) {
-            for l in 0..LANES {
-                out[l] = round(values[l]);
-            }
-        } else {
-            out.iter_mut().zip(values).for_each(|(out, value)| *out = round(*value));
+        match <&mut [T; LANES]>::try_from(&mut *out) {
+            Ok(out) => *out = *values,
+            Err(_) => out.copy_from_slice(&values[..self.count]),
         }
     }
-}
-
-/// The first values, zero beyond the last.
-#[inline(always)]
-pub(super) fn load<T: Copy + Default>(values: &[T]) -> [T; LANES] {
-    if let Some(whole) = values.first_chunk() {
-        return *whole;
-    }
-    let mut lanes = [T::default(); LANES];
-    lanes[..values.len()].copy_from_slice(values);
-    lanes
 }
 
 /// A word with a bit for each lane: what `holds` says of it.
@@ -148,7 +164,7 @@ pub(super) fn power(values: &Lanes, mut exponent: usize) -> Lanes {
 }
 
 #[inline(always)]
-fn widen(values: &[f32; LANES]) -> Lanes {
+fn widen(values: &Values) -> Lanes {
     let mut wide = [0.0; LANES];
     for l in 0..LANES {
         wide[l] = f64::from(values[l]);
@@ -163,6 +179,8 @@ pub(super) fn walk(inputs: &Inputs<'_>, elements: Range<usize>, mut step: impl F
         #[inline(always)]
         || {
             for start in elements.clone().step_by(LANES) {
+                inputs.base.prefetch::<LANES>(start);
+                inputs.models.iter().for_each(|row| row.prefetch::<LANES>(start));
                 step(&Chunk { inputs, start, count: (elements.end - start).min(LANES) });
             }
         },
@@ -180,8 +198,57 @@ pub(super) fn map(inputs: &Inputs<'_>, out: &mut [f32], mut formula: impl FnMut(
     );
 }
 
+/// An element type that the blend of some rows can be written in.
+pub(super) trait Stored: Copy {
+    /// Values in this type, and whether all are known to be finite.
+    fn of(values: &Values) -> ([Self; LANES], bool);
+}
+
+/// As it is computed; whether it is finite is not looked at.
+impl Stored for f32 {
+    #[inline(always)]
+    fn of(values: &Values) -> (Values, bool) {
+        (*values, false)
+    }
+}
+
+/// Bits of BF16, rounded to the nearest, ties to even.
+impl Stored for u16 {
+    #[inline(always)]
+    fn of(values: &Values) -> ([Self; LANES], bool) {
+        (values.map(narrow_bf16), values.iter().fold(true, |finite, value| finite & value.is_finite()))
+    }
+}
+
+/// Writes what `formula` gives for [`LANES`] elements of some rows at a time, from this element on; rows are as long as `out`. Says whether all values are known
+/// to be finite. Give the formula as `#[inline(always)] |start, rows| …`.
+#[inline]
+pub(super) fn zip<T: Stored, const ROWS: usize>(
+    rows: [Row<'_>; ROWS],
+    out: &mut [T],
+    formula: impl Fn(usize, [Values; ROWS]) -> Values,
+) -> bool {
+    let inputs = Inputs { base: Row::EMPTY, models: &rows, tensor: 0, shape: &[], offset: 0 };
+    let mut finite = true;
+    walk(
+        &inputs,
+        0..out.len(),
+        #[inline(always)]
+        |chunk| {
+            let mut values = [[0.0; LANES]; ROWS];
+            for (values, row) in values.iter_mut().zip(rows) {
+                *values = chunk.load(row);
+            }
+            let (stored, are_finite) = T::of(&formula(chunk.start, values));
+            chunk.put(&stored, out);
+            finite &= are_finite;
+        },
+    );
+    finite
+}
+
 /// The sum of some elements' terms, lane by lane.
-pub(super) struct Sum(Lanes);
+pub(super) struct Sum(pub(super) Lanes);
 
 impl Sum {
     pub(super) const ZERO: Self = Self([0.0; LANES]);
@@ -196,6 +263,12 @@ impl Sum {
     #[inline(always)]
     pub(super) fn add_products(&mut self, a: &Lanes, b: &Lanes) {
         self.0.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += a * b);
+    }
+
+    /// Adds the products of two chunks' values, which are widened on their way from memory: that costs less than to keep them wide.
+    #[inline(always)]
+    pub(super) fn add_products_of(&mut self, a: &Values, b: &Values) {
+        self.0.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += f64::from(*a) * f64::from(*b));
     }
 
     pub(super) fn total(&self) -> f64 {

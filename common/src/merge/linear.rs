@@ -78,9 +78,9 @@ impl Combine for WeightedSum {
             |chunk| {
                 let mut sum = if self.from_base { chunk.base() } else { [0.0; LANES] };
                 for (model, weight) in weights.iter().enumerate() {
-                    let values = if self.from_base { chunk.delta(model) } else { chunk.model(model) };
+                    let values = if self.from_base { chunk.task_vector(model) } else { chunk.values(model) };
                     for l in 0..LANES {
-                        sum[l] += weight * values[l];
+                        sum[l] += weight * f64::from(values[l]);
                     }
                 }
                 sum

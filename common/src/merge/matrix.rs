@@ -271,7 +271,7 @@ impl Combine for Matrices {
     fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]) {
         let weights = &self.weights[inputs.tensor];
         let delta = |model: usize, element: usize| {
-            weights[model] * f64::from(task_vector(inputs.models[model][element], inputs.base[element]))
+            weights[model] * f64::from(task_vector(inputs.models[model].at(element), inputs.base.at(element)))
         };
         let models = 0..inputs.models.len();
         let merged: Vec<f64> = match inputs.shape {
@@ -284,8 +284,8 @@ impl Combine for Matrices {
                 (0..out.len()).map(|element| models.clone().map(|model| delta(model, element)).sum::<f64>() / count).collect()
             }
         };
-        for ((out, base), merged) in out.iter_mut().zip(inputs.base).zip(merged) {
-            *out = round(f64::from(*base) + self.lambda[inputs.tensor] * merged);
+        for (element, (out, merged)) in out.iter_mut().zip(merged).enumerate() {
+            *out = round(f64::from(inputs.base.at(element)) + self.lambda[inputs.tensor] * merged);
         }
     }
 

@@ -9,9 +9,8 @@ use std::sync::{Mutex, PoisonError};
 use super::{
     lanes::{self, LANES},
     pass::{Inputs, Pass},
-    task_vector,
 };
-use crate::simd;
+use crate::{checkpoint::padded, simd};
 
 const BINS: usize = 1 << 16;
 /// Elements up to which a tensor's rows are gathered: about what clearing and searching the tables would cost.
@@ -263,22 +262,20 @@ fn size(rows: &mut [Vec<f32>], inputs: &Inputs<'_>) {
 
 /// The magnitudes of every model's task vector.
 pub(super) fn magnitudes(inputs: &Inputs<'_>, rows: &mut [Vec<f32>]) {
-    simd::dispatch(
-        #[inline(always)]
-        || {
-            for (row, model) in rows.iter_mut().zip(inputs.models) {
-                for ((out, model), base) in row.iter_mut().zip(*model).zip(inputs.base) {
-                    *out = task_vector(*model, *base).abs();
-                }
-            }
-        },
-    );
+    for (model, row) in rows.iter_mut().enumerate() {
+        lanes::walk(
+            inputs,
+            0..inputs.base.len(),
+            #[inline(always)]
+            |chunk| chunk.put(&chunk.task_vector(model).map(f32::abs), row),
+        );
+    }
 }
 
 /// The keys of the first values; beyond the last they are that of 0.
 #[inline(always)]
 fn keys(values: &[f32]) -> [u32; LANES] {
-    lanes::load(values).map(key)
+    padded::<_, LANES>(values).map(key)
 }
 
 fn count_upper(values: &[f32], table: &mut Counts) {

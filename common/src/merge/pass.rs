@@ -15,7 +15,11 @@ use super::{
     program::{Program, Workspace},
     store::Table,
 };
-use crate::{checkpoint::Checkpoint, digest::Digest, recipe::Op};
+use crate::{
+    checkpoint::{Checkpoint, Row},
+    digest::Digest,
+    recipe::Op,
+};
 
 /// Elements, counted from a tensor's start, that one partial sum covers. Every block is a multiple of it.
 pub(super) const CHUNK: usize = 4096;
@@ -23,15 +27,15 @@ pub(super) const CHUNK: usize = 4096;
 /// Elements that partial sums are kept of at a time.
 const BATCH: usize = 1 << 28;
 /// Elements that are written at once, where blocks are smaller.
-pub const STRIDE: usize = 1 << 18;
+pub const STRIDE: usize = 1 << 17;
 
 /// One block of a merge's operands.
 #[derive(Debug)]
 pub struct Inputs<'a> {
     /// The base's values, for methods that need them.
-    pub base: &'a [f32],
+    pub base: Row<'a>,
     /// Each model's values.
-    pub models: &'a [&'a [f32]],
+    pub models: &'a [Row<'a>],
     /// Index of the tensor in the space.
     pub tensor: usize,
     /// Sides of the whole tensor.
@@ -192,7 +196,7 @@ impl Pass<'_> {
             let pooled = states.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let (mut state, mut workspace) = pooled.unwrap_or_else(|| (start(), Workspace::default()));
             let result = self.program.evaluate(job, &self.operands, None, &mut workspace, |values| {
-                let (base, models) = if self.has_base { (values[0], &values[1..]) } else { (&[][..], values) };
+                let (base, models) = if self.has_base { (values[0], &values[1..]) } else { (Row::EMPTY, values) };
                 step(
                     &mut state,
                     &Inputs {

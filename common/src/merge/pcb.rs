@@ -178,7 +178,7 @@ impl Combine for Groups {
     fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]) {
         match self.of[inputs.tensor] {
             Some(part) => self.parts[part].block(inputs, out),
-            None => out.copy_from_slice(inputs.base),
+            None => inputs.base.read(out),
         }
     }
 }

@@ -20,31 +20,31 @@ pub(super) struct Steps {
 }
 
 impl Steps {
-    /// Writes `parent` and the steps to `out`, for the elements from `start` on of a tensor of these `sides`. Blocks start at multiples of 4096, so
+    /// Adds the steps to `out`, the elements from `start` on of a tensor of these `sides`. Blocks start at multiples of 4096, so
     /// whole groups of four numbers line up.
-    pub(super) fn add(&self, sides: &[usize], start: usize, parent: &[f32], out: &mut [f32]) {
+    pub(super) fn add(&self, sides: &[usize], start: usize, out: &mut [f32]) {
         match (self.shape, sides) {
-            (Shape::LowRank { rank }, [_, columns]) if *columns > 0 => self.low_rank(rank as usize, *columns, start, parent, out),
+            (Shape::LowRank { rank }, [_, columns]) if *columns > 0 => self.low_rank(rank as usize, *columns, start, out),
             (Shape::Sparse { density }, _) => {
                 let threshold = rng::threshold(density);
-                self.each(start, parent, out, |group| self.stream.group(MASK + group).map(|draw| u64::from(draw) < threshold));
+                self.each(start, out, |group| self.stream.group(MASK + group).map(|draw| u64::from(draw) < threshold));
             }
-            _ => self.each(start, parent, out, |_| [true; LANES]),
+            _ => self.each(start, out, |_| [true; LANES]),
         }
     }
 
-    fn each(&self, start: usize, parent: &[f32], out: &mut [f32], touched: impl Fn(u64) -> [bool; LANES]) {
+    fn each(&self, start: usize, out: &mut [f32], touched: impl Fn(u64) -> [bool; LANES]) {
         let first = (start / LANES) as u64;
-        for ((group, out), parent) in (first..).zip(out.chunks_mut(LANES)).zip(parent.chunks(LANES)) {
+        for (group, out) in (first..).zip(out.chunks_mut(LANES)) {
             let steps = self.normals(group);
-            for (((out, parent), step), touched) in out.iter_mut().zip(parent).zip(steps).zip(touched(group)) {
-                *out = if touched { super::round(f64::from(*parent) + self.deviation * step) } else { *parent };
+            for ((out, step), _) in out.iter_mut().zip(steps).zip(touched(group)).filter(|(_, touched)| *touched) {
+                *out = super::round(f64::from(*out) + self.deviation * step);
             }
         }
     }
 
     /// Element (i, j) moves by `deviation / sqrt(rank) * sum_k a_ik b_jk`, whose standard deviation is `deviation`.
-    fn low_rank(&self, rank: usize, columns: usize, start: usize, parent: &[f32], out: &mut [f32]) {
+    fn low_rank(&self, rank: usize, columns: usize, start: usize, out: &mut [f32]) {
         #[expect(clippy::cast_precision_loss, reason = "a rank of at most 1024")]
         let scale = self.deviation / (rank as f64).sqrt();
         let row_of = |index: usize, first: u64| {
@@ -57,17 +57,17 @@ impl Steps {
         };
         let right: Vec<_> = (0..columns).map(|column| row_of(column, RIGHT)).collect();
         let mut place = start;
-        let (mut out, mut parent) = (out, parent);
+        let mut out = out;
         while !out.is_empty() {
             let (row, column) = (place / columns, place % columns);
             let length = (columns - column).min(out.len());
             let left = row_of(row, 0);
             let (now, later) = out.split_at_mut(length);
-            for ((out, parent), right) in now.iter_mut().zip(parent).zip(&right[column..]) {
+            for (out, right) in now.iter_mut().zip(&right[column..]) {
                 let step: f64 = left.iter().zip(right).map(|(a, b)| a * b).sum();
-                *out = super::round(f64::from(*parent) + scale * step);
+                *out = super::round(f64::from(*out) + scale * step);
             }
-            (out, parent, place) = (later, &parent[length..], place + length);
+            (out, place) = (later, place + length);
         }
     }
 
@@ -85,11 +85,10 @@ mod tests {
 
     fn built(shape: Shape, sides: &[usize], cut: usize) -> Vec<f32> {
         let steps = Steps { stream: Stream::new(3, "t"), deviation: 0.5, shape };
-        let parent = vec![1.0; sides.iter().product()];
-        let mut out = vec![f32::NAN; parent.len()];
+        let mut out = vec![1.0; sides.iter().product()];
         let (first, second) = out.split_at_mut(cut);
-        steps.add(sides, 0, &parent[..cut], first);
-        steps.add(sides, cut, &parent[cut..], second);
+        steps.add(sides, 0, first);
+        steps.add(sides, cut, second);
         out
     }
 

@@ -5,19 +5,16 @@ use std::{borrow::Cow, collections::HashMap, sync::Arc};
 use super::{
     Combine,
     engine::{BuildError, Engine, Leaf},
+    lanes::{LANES, Stored, zip},
     pass::{Inputs, Job, common_multiple},
     perturb::Steps,
 };
 use crate::{
-    checkpoint::Space,
+    checkpoint::{Row, Space},
     digest::Digest,
-    recipe::{Granularity, Recipe, Shape},
+    recipe::{Recipe, Shape},
     rng::{self, Stream},
-    simd,
 };
-
-/// Numbers that are drawn at a time, so that they stay near.
-const DRAWS: usize = 64;
 
 /// A recipe as steps, operands before their users.
 pub(super) struct Program<'a> {
@@ -42,20 +39,19 @@ pub(super) enum Step {
         target: usize,
         donor: usize,
         threshold: u64,
-        seed: u64,
-        per: Granularity,
+        /// Of each tensor.
+        streams: Vec<Stream>,
+    },
+    /// Of each tensor one or the other: `second` says of which it is the second's.
+    Choice {
+        from: [usize; 2],
+        second: Vec<bool>,
     },
     Perturb {
         parent: usize,
         deviation: f64,
         seed: u64,
         shape: Shape,
-    },
-    /// `below` says of each tensor whether it is `first`'s.
-    Splice {
-        first: usize,
-        second: usize,
-        below: Vec<bool>,
     },
     Merge {
         operands: Vec<usize>,
@@ -65,13 +61,14 @@ pub(super) enum Step {
 }
 
 impl Step {
-    fn operands(&self) -> Vec<usize> {
+    /// The steps whose values it needs of this tensor.
+    fn operands(&self, tensor: usize) -> Vec<usize> {
         match self {
             Self::Leaf(_) => vec![],
             Self::Differential { target, plus, minus, .. } => vec![*target, *plus, *minus],
             Self::Crossover { target, donor, .. } => vec![*target, *donor],
+            Self::Choice { from, second } => vec![from[usize::from(second[tensor])]],
             Self::Perturb { parent, .. } => vec![*parent],
-            Self::Splice { first, second, .. } => vec![*first, *second],
             Self::Merge { operands, .. } => operands.clone(),
         }
     }
@@ -151,13 +148,13 @@ impl<'a> Program<'a> {
         wanted: &[usize],
         mut target: Option<&mut [f32]>,
         workspace: &mut Workspace,
-        then: impl FnOnce(&[&[f32]]) -> Result<(), BuildError>,
+        then: impl FnOnce(&[Row<'_>]) -> Result<(), BuildError>,
     ) -> Result<(), BuildError> {
         let mut needed = vec![false; self.steps.len()];
         wanted.iter().for_each(|&step| needed[step] = true);
         for step in (0..self.steps.len()).rev() {
             if needed[step] {
-                self.steps[step].operands().into_iter().for_each(|operand| needed[operand] = true);
+                self.steps[step].operands(job.tensor).into_iter().for_each(|operand| needed[operand] = true);
             }
         }
         let Workspace { buffers, .. } = workspace;
@@ -176,7 +173,7 @@ impl<'a> Program<'a> {
         let mut values: Vec<_> = wanted.iter().map(|&step| self.value(step, job, buffers)).collect();
         if let Some(target) = target {
             // The first may be wanted twice, by a build and by a tee.
-            let target: &[f32] = target;
+            let target = Row::F32(target);
             values
                 .iter_mut()
                 .zip(wanted)
@@ -187,77 +184,88 @@ impl<'a> Program<'a> {
     }
 
     /// A step's values on this block, where a leaf lends them.
-    fn lent(&self, step: usize, job: &Job) -> Option<&[f32]> {
+    fn lent(&self, step: usize, job: &Job) -> Option<Row<'_>> {
         match &self.steps[step] {
-            Step::Leaf(leaf) => leaf.borrow(job.tensor).map(|values| &values[job.elements.clone()]),
+            Step::Leaf(leaf) => leaf.borrow(job.tensor).map(|values| values.part(job.elements.clone())),
             _ => None,
         }
     }
 
     /// A step's values on this block: lent by a leaf, or in its buffer.
-    fn value<'v>(&'v self, step: usize, job: &Job, buffers: &'v [Vec<f32>]) -> &'v [f32] {
-        self.lent(step, job).unwrap_or_else(|| &buffers[step])
+    fn value<'v>(&'v self, step: usize, job: &Job, buffers: &'v [Vec<f32>]) -> Row<'v> {
+        self.lent(step, job).unwrap_or_else(|| Row::F32(&buffers[step]))
+    }
+
+    /// Evaluates the last step on one block in BF16, without a buffer for its values in F32, where it is a blend. Says whether it did: not where a value is
+    /// NaN or infinite, which somebody else has to name.
+    pub(super) fn evaluate_short(&self, job: &Job, out: &mut [u16], workspace: &mut Workspace) -> Result<bool, BuildError> {
+        let root = &self.steps[self.root()];
+        let mut done = false;
+        if matches!(root, Step::Differential { .. } | Step::Crossover { .. } | Step::Choice { .. }) {
+            self.evaluate(job, &root.operands(job.tensor), None, workspace, |rows| {
+                done = self.blend(root, job, rows, out);
+                Ok(())
+            })?;
+        }
+        Ok(done)
+    }
+
+    /// One formula over the rows of a step's operands; see [`zip`].
+    fn blend<T: Stored>(&self, step: &Step, job: &Job, rows: &[Row<'_>], out: &mut [T]) -> bool {
+        match (step, rows) {
+            (Step::Differential { scale, .. }, &[target, plus, minus]) => zip(
+                [target, plus, minus],
+                out,
+                #[inline(always)]
+                |_, [target, plus, minus]| std::array::from_fn(|l| target[l] + scale * (plus[l] - minus[l])),
+            ),
+            (Step::Crossover { threshold, streams, .. }, &[target, donor]) => {
+                let stream = streams[job.tensor];
+                zip(
+                    [target, donor],
+                    out,
+                    #[inline(always)]
+                    |start, [target, donor]| {
+                        let draws: [u32; LANES] = stream.draws((job.elements.start + start) as u64);
+                        std::array::from_fn(|l| {
+                            // By bits, since a choice between two places becomes a gather.
+                            let taken = if rng::falls(draws[l], *threshold) { u32::MAX } else { 0 };
+                            f32::from_bits(donor[l].to_bits() & taken | target[l].to_bits() & !taken)
+                        })
+                    },
+                )
+            }
+            (_, &[chosen]) => zip(
+                [chosen],
+                out,
+                #[inline(always)]
+                |_, [chosen]| chosen,
+            ),
+            _ => false,
+        }
     }
 
     fn step(&self, step: &Step, job: &Job, earlier: &[Vec<f32>], out: &mut [f32]) -> Result<(), BuildError> {
         let value = |step: usize| self.value(step, job, earlier);
         match step {
             Step::Leaf(leaf) => match leaf.borrow(job.tensor) {
-                Some(values) => out.copy_from_slice(&values[job.elements.clone()]),
+                Some(values) => values.part(job.elements.clone()).read(out),
                 None => leaf.read(job.tensor, job.elements.clone(), out).map_err(BuildError::Leaf)?,
             },
-            Step::Differential { target, plus, minus, scale } => {
-                let (target, plus, minus, scale) = (value(*target), value(*plus), value(*minus), *scale);
-                simd::dispatch(
-                    #[inline(always)]
-                    || {
-                        for (((out, target), plus), minus) in out.iter_mut().zip(target).zip(plus).zip(minus) {
-                            *out = target + scale * (plus - minus);
-                        }
-                    },
-                );
+            Step::Differential { .. } | Step::Crossover { .. } => {
+                let rows: Vec<_> = step.operands(job.tensor).into_iter().map(value).collect();
+                self.blend(step, job, &rows, out);
             }
-            Step::Crossover { target, donor, threshold, seed, per } => {
-                let (target, donor) = (value(*target), value(*donor));
-                let stream = Stream::new(*seed, &self.space.tensors[job.tensor].name);
-                match per {
-                    Granularity::Tensor => {
-                        let taken = u64::from(stream.element(0)) < *threshold;
-                        out.copy_from_slice(if taken { donor } else { target });
-                    }
-                    Granularity::Parameter => {
-                        let (threshold, start) = (*threshold, job.elements.start as u64);
-                        // Few numbers at a time, drawn while the values of others are on their way from memory.
-                        simd::dispatch(
-                            #[inline(always)]
-                            || {
-                                let rows = target.chunks(DRAWS).zip(donor.chunks(DRAWS));
-                                for ((first, out), (target, donor)) in
-                                    (start..).step_by(DRAWS).zip(out.chunks_mut(DRAWS)).zip(rows)
-                                {
-                                    let draws: [u32; DRAWS] = stream.draws(first);
-                                    for (((out, target), donor), draw) in out.iter_mut().zip(target).zip(donor).zip(&draws) {
-                                        // By bits, since a choice between two places becomes a gather.
-                                        let taken = if rng::falls(*draw, threshold) { u32::MAX } else { 0 };
-                                        *out = f32::from_bits(donor.to_bits() & taken | target.to_bits() & !taken);
-                                    }
-                                }
-                            },
-                        );
-                    }
-                }
-            }
+            Step::Choice { .. } => step.operands(job.tensor).into_iter().for_each(|chosen| value(chosen).read(out)),
             Step::Perturb { parent, deviation, seed, shape } => {
+                value(*parent).read(out);
                 let tensor = &self.space.tensors[job.tensor];
                 let steps = Steps { stream: Stream::new(*seed, &tensor.name), deviation: *deviation, shape: *shape };
-                steps.add(&tensor.shape, job.elements.start, value(*parent), out);
-            }
-            Step::Splice { first, second, below } => {
-                out.copy_from_slice(value(if below[job.tensor] { *first } else { *second }));
+                steps.add(&tensor.shape, job.elements.start, out);
             }
             Step::Merge { operands, has_base, combine } => {
                 let values: Vec<_> = operands.iter().map(|&operand| value(operand)).collect();
-                let (base, models) = if *has_base { (values[0], &values[1..]) } else { (&[][..], &values[..]) };
+                let (base, models) = if *has_base { (values[0], &values[1..]) } else { (Row::EMPTY, &values[..]) };
                 let inputs =
                     Inputs { base, models, tensor: job.tensor, shape: self.shape(job.tensor), offset: job.elements.start };
                 combine.block(&inputs, out);

@@ -16,6 +16,7 @@ use super::{
     measured::{Measured, STATISTICS},
     round,
 };
+use crate::checkpoint::Row;
 
 pub(super) struct RegMean;
 
@@ -129,7 +130,9 @@ impl Regression {
 }
 
 /// A model's weights as `inputs x outputs`.
-fn weights(values: &[f32], side: usize, transposed: bool) -> Matrix {
+fn weights(row: Row<'_>, side: usize, transposed: bool) -> Matrix {
+    let mut buffer = Vec::new();
+    let values = row.floats(&mut buffer);
     let wide =
         |rows: usize, columns: usize| Matrix { rows, columns, values: values.iter().map(|value| f64::from(*value)).collect() };
     let outputs = values.len() / side.max(1);

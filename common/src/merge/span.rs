@@ -45,15 +45,15 @@ impl Span {
 
     /// The combination at one element, for lines.
     fn combine(&self, inputs: &Inputs<'_>, coefficients: &[f64], element: usize) -> f32 {
-        let base = || f64::from(inputs.base[element]);
-        let models = inputs.models.iter().map(|model| model[element]);
+        let base = || f64::from(inputs.base.at(element));
+        let models = inputs.models.iter().map(|model| model.at(element));
         let (mut sum, coefficients) = match self.vectors {
             Vectors::Models => (0.0, coefficients),
             Vectors::BaseAndModels => (coefficients[0] * base(), &coefficients[1..]),
             Vectors::Deltas => (base(), coefficients),
         };
         for (coefficient, model) in coefficients.iter().zip(models) {
-            let value = if self.vectors == Vectors::Deltas { task_vector(model, inputs.base[element]) } else { model };
+            let value = if self.vectors == Vectors::Deltas { task_vector(model, inputs.base.at(element)) } else { model };
             sum += coefficient * f64::from(value);
         }
         round(sum)
@@ -86,9 +86,9 @@ impl Combine for Span {
                 |chunk| {
                     let mut sum = if self.vectors == Vectors::Deltas { chunk.base() } else { [0.0; LANES] };
                     for (index, coefficient) in coefficients.iter().enumerate() {
-                        let values = self.vectors.lanes(chunk, index);
+                        let values = self.vectors.values(chunk, index);
                         for l in 0..LANES {
-                            sum[l] += coefficient * values[l];
+                            sum[l] += coefficient * f64::from(values[l]);
                         }
                     }
                     sum

@@ -15,9 +15,8 @@ use super::{
     pass::CHUNK,
     statistics,
     task_arithmetic::LAMBDA,
-    task_vector,
 };
-use crate::{rng::Stream, simd};
+use crate::rng::Stream;
 
 /// L1 norms below this are not rescaled, and sums of weights below it do not divide (mergekit has 1e-7 and 0).
 const SMALL: f64 = 1e-8;
@@ -87,15 +86,17 @@ impl Piece<'_> {
 
     /// Writes the magnitudes' bits, which order as they do.
     pub(super) fn magnitudes(&self, out: &mut Vec<u32>) {
-        let (model, base) = (&self.inputs.models[self.model][self.elements.clone()], &self.inputs.base[self.elements.clone()]);
-        out.resize(model.len(), 0);
-        simd::dispatch(
+        out.resize(self.elements.len(), 0);
+        let inputs = Inputs {
+            base: self.inputs.base.part(self.elements.clone()),
+            models: &[self.inputs.models[self.model].part(self.elements.clone())],
+            ..*self.inputs
+        };
+        lanes::walk(
+            &inputs,
+            0..out.len(),
             #[inline(always)]
-            || {
-                for ((out, model), base) in out.iter_mut().zip(model).zip(base) {
-                    *out = task_vector(*model, *base).abs().to_bits();
-                }
-            },
+            |chunk| chunk.put(&chunk.task_vector(0).map(|change| change.abs().to_bits()), out),
         );
     }
 }

@@ -7,7 +7,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use evolver_common::{
-    checkpoint::{Space, SpaceTensor},
+    checkpoint::{Row, Space, SpaceTensor},
     digest::Digest,
     merge::{Engine, InMemory, Leaf, Options},
     recipe::Recipe,
@@ -137,8 +137,8 @@ impl Leaf for Memory {
         Ok(())
     }
 
-    fn borrow(&self, tensor: usize) -> Option<&[f32]> {
-        Some(&self.0[tensor])
+    fn borrow(&self, tensor: usize) -> Option<Row<'_>> {
+        Some(Row::F32(&self.0[tensor]))
     }
 }
 
