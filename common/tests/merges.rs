@@ -2,7 +2,11 @@
 //! inside a recipe.
 #![expect(clippy::unwrap_used, reason = "a test's helper fails as its test does")]
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    sync::{Arc, Mutex},
+};
 
 use evolver_common::{
     checkpoint::{
@@ -10,7 +14,7 @@ use evolver_common::{
         write::{Announced, WeightsWriter},
     },
     digest::Digest,
-    merge::{Built, CheckpointLeaf, Engine, InMemory, Layers, Leaf, METHODS, Method, Options, normalize},
+    merge::{Built, CheckpointLeaf, Engine, InMemory, Layers, Leaf, METHODS, Method, Options, Sink, normalize},
     recipe::{Granularity, Input, Merge, Op, Parameters, Recipe, Shape, Value, decode, encode, parse},
     rng::Stream,
     simd::{self, Level},
@@ -98,6 +102,23 @@ fn build(engine: &Engine, recipe: &Recipe, threads: usize) -> InMemory {
     let mut out = InMemory::new();
     pool.install(|| engine.build(recipe, &mut out)).unwrap();
     out
+}
+
+/// Blocks as they come.
+struct Collected(Mutex<InMemory>);
+
+impl Sink for Collected {
+    fn write(&self, tensor: usize, offset: usize, values: &[f32]) -> std::io::Result<()> {
+        self.0.lock().unwrap()[tensor][offset..offset + values.len()].copy_from_slice(values);
+        Ok(())
+    }
+}
+
+fn stream(engine: &Engine, recipe: &Recipe) -> InMemory {
+    let tensors = engine.space().tensors.iter();
+    let collected = Collected(Mutex::new(tensors.map(|tensor| vec![f32::NAN; tensor.elements]).collect()));
+    engine.stream(recipe, &collected).unwrap();
+    collected.0.into_inner().unwrap()
 }
 
 fn families() -> Vec<Family> {
@@ -452,6 +473,8 @@ fn bf16_that_is_read_where_it_is_used_gives_the_bits_of_a_copy_in_f32() {
             files.iter().for_each(|(digest, file)| engine.insert_statistics(*digest, Arc::clone(file)));
         }
         let full = build(&copied, &recipe, 1);
+        // Streamed first, while nothing is known of any tensor.
+        assert!(full == stream(&read, &recipe), "streamed: {recipe}");
         assert!(full == build(&read, &recipe, 2), "{recipe}");
         let mut short: Vec<_> = full.iter().map(|values| Built::zeros(Dtype::Bf16, values.len())).collect();
         read.build_into(&recipe, &mut short, &[]).unwrap();

@@ -247,7 +247,7 @@ impl Engine {
     /// # Errors
     /// See [`BuildError`].
     pub fn build_into(&self, recipe: &Recipe, out: &mut [Built], tees: &[(Recipe, &dyn Sink)]) -> Result<(), BuildError> {
-        let program = self.compile(recipe)?;
+        let program = self.compile(recipe, Settled::All)?;
         let run = Run::new(self, &program, tees);
         let jobs = program.jobs(self, |_| 1);
         let of_tensor = jobs.chunk_by(|a, b| a.tensor == b.tensor);
@@ -283,23 +283,15 @@ impl Engine {
     /// # Errors
     /// See [`BuildError`].
     pub fn stream_with(&self, recipe: &Recipe, sink: &dyn Sink, tees: &[(Recipe, &dyn Sink)]) -> Result<(), BuildError> {
-        let program = self.compile(recipe)?;
+        let program = self.compile(recipe, Settled::Operands)?;
         let run = Run::new(self, &program, tees);
         let jobs = program.jobs(self, |_| 1);
-        Job::strides(&jobs).into_par_iter().try_for_each(|jobs| {
-            run.with_workspace(|workspace| {
-                let mut stride = std::mem::take(&mut workspace.stride);
-                stride.resize(jobs.iter().map(|job| job.elements.len()).sum(), 0.0);
-                let mut rest = stride.as_mut_slice();
-                for job in jobs {
-                    let (block, after) = rest.split_at_mut(job.elements.len());
-                    rest = after;
-                    run.block(job, block, workspace)?;
-                }
-                sink.write(jobs[0].tensor, jobs[0].elements.start, &stride)?;
-                workspace.stride = stride;
-                Ok(())
-            })
+        let strides = Job::strides(&jobs);
+        let tensors: Vec<_> = strides.chunk_by(|a, b| a[0].tensor == b[0].tensor).collect();
+        // Writers of one file wait for each other: one thread settles a tensor while another writes.
+        tensors.into_par_iter().try_for_each(|strides| {
+            self.settle_root(&program, &jobs, strides[0][0].tensor)?;
+            strides.par_iter().try_for_each(|stride| run.stride(stride, sink))
         })
     }
 
@@ -308,7 +300,7 @@ impl Engine {
     /// # Errors
     /// See [`BuildError`].
     pub fn needs_whole_tensors(&self, recipe: &Recipe) -> Result<bool, BuildError> {
-        let program = self.compile(recipe)?;
+        let program = self.compile(recipe, Settled::Operands)?;
         Ok(program.needs_whole_tensors())
     }
 
@@ -326,12 +318,12 @@ impl Engine {
     }
 
     /// Turns a recipe into steps, taking the statistics of its merges on the way, innermost first.
-    fn compile(&self, recipe: &Recipe) -> Result<Program<'_>, BuildError> {
+    fn compile(&self, recipe: &Recipe, settled: Settled) -> Result<Program<'_>, BuildError> {
         let mut program = Program::new(&self.space);
         for node in self.needed(recipe) {
             let step = match self.leaves.get(&node.id()) {
                 Some(leaf) => Step::Leaf(Arc::clone(leaf)),
-                None => self.step(&node, &program)?,
+                None => self.step(&node, &program, settled == Settled::All || node != *recipe)?,
             };
             program.push(node, step);
         }
@@ -343,7 +335,7 @@ impl Engine {
         recipe.nodes_until(|node| self.leaves.contains_key(&node.id()))
     }
 
-    fn step(&self, node: &Recipe, program: &Program<'_>) -> Result<Step, BuildError> {
+    fn step(&self, node: &Recipe, program: &Program<'_>, settled: bool) -> Result<Step, BuildError> {
         let at = |recipe: &Recipe| program.index[&recipe.id()];
         Ok(match node.op() {
             Op::Checkpoint(digest) => return Err(BuildError::UnknownCheckpoint(*digest)),
@@ -376,6 +368,11 @@ impl Engine {
                     Some(combine) => combine,
                     None => self.prepare(node.id(), merge, &operands, program)?,
                 };
+                if settled {
+                    self.with_pass(program, &operands, merge.base.is_some(), &program.jobs(self, |_| 1), |pass| {
+                        (0..self.elements.len()).into_par_iter().for_each(|tensor| combine.settle(tensor, pass));
+                    })?;
+                }
                 Step::Merge { operands, has_base: merge.base.is_some(), combine }
             }
         })
@@ -389,20 +386,10 @@ impl Engine {
         program: &Program<'_>,
     ) -> Result<Arc<dyn Combine>, BuildError> {
         let method = find(&merge.method)?;
-        let failure = Mutex::new(None);
-        let pass = Pass {
-            program,
-            operands: operands.to_vec(),
-            has_base: merge.base.is_some(),
-            engine: self,
-            jobs: &program.jobs(self, |_| 1),
-            elements: &self.elements,
-            failure: &failure,
-        };
-        let combine: Arc<dyn Combine> = method.prepare(&Settings::new(merge, Arc::clone(&self.layers)), &pass).into();
-        if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            return Err(error);
-        }
+        let settings = Settings::new(merge, Arc::clone(&self.layers));
+        let jobs = program.jobs(self, |_| 1);
+        let combine = self.with_pass(program, operands, merge.base.is_some(), &jobs, |pass| method.prepare(&settings, pass))?;
+        let combine: Arc<dyn Combine> = combine.into();
         let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
         if prepared.len() >= PREPARED_MAX {
             prepared.clear();
@@ -410,6 +397,43 @@ impl Engine {
         prepared.insert(id, Arc::clone(&combine));
         Ok(combine)
     }
+
+    /// Settles a tensor of the merge that is built, if it is one.
+    fn settle_root(&self, program: &Program<'_>, jobs: &[Job], tensor: usize) -> Result<(), BuildError> {
+        let Some((operands, has_base, combine)) = program.root_merge() else { return Ok(()) };
+        self.with_pass(program, operands, has_base, jobs, |pass| combine.settle(tensor, pass))
+    }
+
+    /// Lets `take` go over a merge's operands; what went wrong on the way comes back.
+    fn with_pass<T>(
+        &self,
+        program: &Program<'_>,
+        operands: &[usize],
+        has_base: bool,
+        jobs: &[Job],
+        take: impl FnOnce(&Pass<'_>) -> T,
+    ) -> Result<T, BuildError> {
+        let failure = Mutex::new(None);
+        let pass = Pass {
+            program,
+            operands: operands.to_vec(),
+            has_base,
+            engine: self,
+            jobs,
+            elements: &self.elements,
+            failure: &failure,
+        };
+        let taken = take(&pass);
+        failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(taken), Err)
+    }
+}
+
+/// Which merges of a program know of all tensors what they have to know; of those that do not, each tensor is settled before it is built.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Settled {
+    All,
+    /// All but the one that is built.
+    Operands,
 }
 
 /// One build of a program: the step that is built, and those whose values go elsewhere besides.
@@ -437,6 +461,23 @@ impl<'a> Run<'a> {
         let result = work(&mut workspace);
         self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).push(workspace);
         result
+    }
+
+    /// Builds blocks that are written at once.
+    fn stride(&self, jobs: &[Job], sink: &dyn Sink) -> Result<(), BuildError> {
+        self.with_workspace(|workspace| {
+            let mut stride = std::mem::take(&mut workspace.stride);
+            stride.resize(jobs.iter().map(|job| job.elements.len()).sum(), 0.0);
+            let mut rest = stride.as_mut_slice();
+            for job in jobs {
+                let (block, after) = rest.split_at_mut(job.elements.len());
+                rest = after;
+                self.block(job, block, workspace)?;
+            }
+            sink.write(jobs[0].tensor, jobs[0].elements.start, &stride)?;
+            workspace.stride = stride;
+            Ok(())
+        })
     }
 
     /// Builds one block.

@@ -45,7 +45,7 @@ impl Method for Karcher {
     fn prepare(&self, settings: &Settings, pass: &Pass<'_>) -> Box<dyn Combine> {
         let (iterations, tolerance) = (settings.integer("max_iter"), settings.number("tol"));
         let axes = vec![Axis::All; pass.elements().len()];
-        Span::prepare(pass, Vectors::Models, axes, Box::new(move |_, gram| coefficients(iterations, tolerance, gram)))
+        Span::prepare(Vectors::Models, axes, Box::new(move |_, gram| coefficients(iterations, tolerance, gram)))
     }
 }
 

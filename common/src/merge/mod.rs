@@ -143,6 +143,10 @@ pub trait Combine: Send + Sync {
     /// Writes the merged values of one block: computed in F64, rounded to F32 once.
     fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]);
 
+    /// Takes what it has to know of a whole tensor before a block of it is combined, where that waits until then: a build finds the tensor's values near. Does
+    /// nothing where it is known.
+    fn settle(&self, _tensor: usize, _pass: &Pass<'_>) {}
+
     /// Elements of a tensor of this shape that have to stand in one block, since their values depend on each other: blocks are multiples of it. The
     /// memory that a build takes is then bounded by them and not by the block size.
     fn unit(&self, _tensor: usize, _shape: &[usize]) -> usize {

@@ -46,10 +46,10 @@ impl Method for ModelStock {
         }
     }
 
-    fn prepare(&self, settings: &Settings, pass: &Pass<'_>) -> Box<dyn Combine> {
+    fn prepare(&self, settings: &Settings, _pass: &Pass<'_>) -> Box<dyn Combine> {
         let axis = |filter_wise| if filter_wise { Axis::Last } else { Axis::All };
         let axes = settings.flags("filter_wise").into_iter().map(axis).collect();
-        Span::prepare(pass, Vectors::Deltas, axes, Box::new(|_, gram| coefficients(gram)))
+        Span::prepare(Vectors::Deltas, axes, Box::new(|_, gram| coefficients(gram)))
     }
 }
 

@@ -55,7 +55,7 @@ impl Method for Multislerp {
             [_] => vec![1.0],
             weights => coefficients(weights, eps[tensor], has_base, gram),
         };
-        Span::prepare(pass, vectors, axes, Box::new(rule))
+        Span::prepare(vectors, axes, Box::new(rule))
     }
 }
 

@@ -70,7 +70,7 @@ impl Method for Nuslerp {
         };
         let places: Vec<_> = settings.per_model("weight").iter().map(share).collect();
         let vectors = if pass.has_base { Vectors::Deltas } else { Vectors::Models };
-        Span::prepare(pass, vectors, axes, Box::new(move |tensor, gram| coefficients(places[tensor], gram)))
+        Span::prepare(vectors, axes, Box::new(move |tensor, gram| coefficients(places[tensor], gram)))
     }
 }
 

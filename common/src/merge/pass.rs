@@ -108,13 +108,17 @@ impl Pass<'_> {
             return known;
         }
         let table = take();
-        let failed = self.failure.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-        if failed { Arc::new(table) } else { self.engine.store.put(name, table, durable) }
+        if self.failed() { Arc::new(table) } else { self.engine.store.put(name, table, durable) }
     }
 
     /// The sides of a tensor.
     pub(super) fn shape(&self, tensor: usize) -> &[usize] {
         self.program.shape(tensor)
+    }
+
+    /// Whether something went wrong, so that what was gathered is of no use.
+    pub(super) fn failed(&self) -> bool {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// Says by a sentence why no merge can come of this.
@@ -145,6 +149,11 @@ impl Pass<'_> {
     /// The blocks of some tensors.
     pub(super) fn jobs_of(&self, tensors: &[usize]) -> Vec<Job> {
         self.jobs.iter().filter(|job| tensors.contains(&job.tensor)).cloned().collect()
+    }
+
+    /// The same pass over one tensor.
+    pub(super) fn over(&self, tensor: usize) -> Pass<'_> {
+        self.with(self.part(Some(tensor)))
     }
 
     /// The same pass over these blocks only.

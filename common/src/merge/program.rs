@@ -100,6 +100,14 @@ impl<'a> Program<'a> {
         self.steps.len() - 1
     }
 
+    /// Operands of the step that was added last, whether the first is a base, and what combines them, if it is a merge.
+    pub(super) fn root_merge(&self) -> Option<(&[usize], bool, &dyn Combine)> {
+        match &self.steps[self.root()] {
+            Step::Merge { operands, has_base, combine } => Some((operands, *has_base, &**combine)),
+            _ => None,
+        }
+    }
+
     /// The blocks that it is evaluated in, if as many elements of a tensor as `unit` says have to stand together besides.
     pub(super) fn jobs<'e>(&self, engine: &'e Engine, unit: impl Fn(usize) -> usize) -> Cow<'e, [Job]> {
         let of_tensor = |tensor: usize| {

@@ -44,10 +44,10 @@ impl Method for Slerp {
         one_model(merge)
     }
 
-    fn prepare(&self, settings: &Settings, pass: &Pass<'_>) -> Box<dyn Combine> {
+    fn prepare(&self, settings: &Settings, _pass: &Pass<'_>) -> Box<dyn Combine> {
         let places = settings.per_tensor("t");
         let axes = vec![Axis::All; places.len()];
-        Span::prepare(pass, Vectors::BaseAndModels, axes, Box::new(move |tensor, gram| coefficients(places[tensor], gram)))
+        Span::prepare(Vectors::BaseAndModels, axes, Box::new(move |tensor, gram| coefficients(places[tensor], gram)))
     }
 }
 

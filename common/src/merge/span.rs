@@ -1,6 +1,8 @@
 //! Methods whose result lies in the span of their inputs, with coefficients that follow from inner products alone: of whole tensors, which are
 //! summed in one pass and then applied block by block, or of the lines of a tensor along one of its sides, which need whole tensors.
 
+use std::sync::OnceLock;
+
 use super::{
     Combine, Inputs, Pass,
     lanes::{self, LANES},
@@ -28,18 +30,14 @@ pub(super) struct Span {
     vectors: Vectors,
     axes: Vec<Axis>,
     rule: Rule,
-    /// For each tensor that is one vector.
-    coefficients: Vec<Vec<f64>>,
+    /// For each tensor that is one vector, as soon as they are known.
+    coefficients: Vec<OnceLock<Vec<f64>>>,
 }
 
 impl Span {
-    /// Finds the coefficients of whole tensors; with [`Vectors::Deltas`] the base is added to their combination.
-    pub(super) fn prepare(pass: &Pass<'_>, vectors: Vectors, axes: Vec<Axis>, rule: Rule) -> Box<dyn Combine> {
-        let coefficients = if axes.contains(&Axis::All) {
-            Gram::per_tensor(pass, vectors).iter().enumerate().map(|(tensor, gram)| rule(tensor, gram)).collect()
-        } else {
-            vec![Vec::new(); axes.len()]
-        };
+    /// Coefficients of whole tensors are found one tensor after the other, as they are built; with [`Vectors::Deltas`] the base is added to their combination.
+    pub(super) fn prepare(vectors: Vectors, axes: Vec<Axis>, rule: Rule) -> Box<dyn Combine> {
+        let coefficients = axes.iter().map(|_| OnceLock::new()).collect();
         Box::new(Self { vectors, axes, rule, coefficients })
     }
 
@@ -78,7 +76,10 @@ impl Combine for Span {
     fn block(&self, inputs: &Inputs<'_>, out: &mut [f32]) {
         let axis = self.axes[inputs.tensor];
         if axis == Axis::All {
-            let coefficients = &self.coefficients[inputs.tensor];
+            let Some(coefficients) = self.coefficients[inputs.tensor].get() else {
+                // Nobody builds a tensor that is not settled; if somebody did, it must not pass for a result.
+                return out.fill(f32::NAN);
+            };
             return lanes::map(
                 inputs,
                 out,
@@ -102,6 +103,17 @@ impl Combine for Span {
             let coefficients = (self.rule)(inputs.tensor, &Gram::of(&vectors));
             for element in elements {
                 out[element] = self.combine(inputs, &coefficients, element);
+            }
+        }
+    }
+
+    fn settle(&self, tensor: usize, pass: &Pass<'_>) {
+        let place = &self.coefficients[tensor];
+        if self.axes[tensor] == Axis::All && place.get().is_none() {
+            // Outside of the lock: a thread that waits for others in the pass may take up a block of the same tensor.
+            let coefficients = (self.rule)(tensor, &Gram::of_tensor(pass, tensor, self.vectors));
+            if !pass.failed() {
+                place.set(coefficients).ok();
             }
         }
     }

@@ -34,6 +34,19 @@ pub(super) fn sums_by(
     part: impl Fn(&Inputs<'_>, Range<usize>, &mut [f64]) + Sync,
 ) -> Vec<Vec<f64>> {
     let mut totals = vec![vec![0.0; width]; pass.elements().len()];
+    let add = |tensor: usize, sums: Vec<f64>| totals[tensor].iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+    gather(pass, chunk, width, part, add);
+    totals
+}
+
+/// Takes the sums of every chunk and hands them over in order, each with its tensor.
+fn gather(
+    pass: &Pass<'_>,
+    chunk: impl Fn(&[usize]) -> usize + Sync,
+    width: usize,
+    part: impl Fn(&Inputs<'_>, Range<usize>, &mut [f64]) + Sync,
+    mut add: impl FnMut(usize, Vec<f64>),
+) {
     for jobs in pass.batches() {
         let mut parts = pass.with(jobs).fold(
             None,
@@ -53,11 +66,8 @@ pub(super) fn sums_by(
             },
         );
         parts.sort_unstable_by_key(|(tensor, offset, _)| (*tensor, *offset));
-        for (tensor, _, sums) in parts {
-            totals[tensor].iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
-        }
+        parts.into_iter().for_each(|(tensor, _, sums)| add(tensor, sums));
     }
-    totals
 }
 
 /// Which vectors a geometric method works on.
@@ -118,17 +128,21 @@ impl Gram {
         Self { size, products }
     }
 
-    /// The inner products of each tensor's vectors.
-    pub(super) fn per_tensor(pass: &Pass<'_>, vectors: Vectors) -> Vec<Self> {
+    /// The inner products of a tensor's vectors.
+    pub(super) fn of_tensor(pass: &Pass<'_>, tensor: usize, vectors: Vectors) -> Self {
         let size = pass.models() + usize::from(vectors == Vectors::BaseAndModels);
-        let rows = sums(pass, size * (size + 1) / 2, |inputs, elements, sums| {
+        let mut products = vec![0.0; size * (size + 1) / 2];
+        let part = |inputs: &Inputs<'_>, elements, sums: &mut [f64]| {
             if size == 2 {
                 products_of_two(vectors, inputs, elements, sums);
             } else {
-                products(vectors, size, inputs, elements, sums);
+                products_of(vectors, size, inputs, elements, sums);
             }
-        });
-        rows.into_iter().map(|products| Self { size, products }).collect()
+        };
+        let width = products.len();
+        let add = |_, sums: Vec<f64>| products.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+        gather(&pass.over(tensor), |_| CHUNK, width, part, add);
+        Self { size, products }
     }
 
     /// How many vectors there are.
@@ -165,7 +179,7 @@ impl Gram {
 }
 
 /// Adds the inner products of some elements of `size` vectors to their sums.
-fn products(vectors: Vectors, size: usize, inputs: &Inputs<'_>, elements: Range<usize>, sums: &mut [f64]) {
+fn products_of(vectors: Vectors, size: usize, inputs: &Inputs<'_>, elements: Range<usize>, sums: &mut [f64]) {
     let mut rows = vec![[0.0; lanes::LANES]; size];
     lanes::sum(
         inputs,
