@@ -1,4 +1,4 @@
-//! The memory map of a file: the only `unsafe` of the project.
+//! The memory map of a file, and hints for reading it: the only `unsafe` of the project.
 #![expect(unsafe_code, reason = "mapping a file is unsafe by nature; the contract stands at Mapping::open")]
 
 use std::{

@@ -1,7 +1,7 @@
 //! Checkpoints: folders of safetensors files in Hugging Face's layout.
 //!
 //! - [`header`]: the check of a file's header, before anything else reads it.
-//! - [`map`]: the memory map, and the only `unsafe` of the project.
+//! - [`map`]: the memory map with its hints, and the only `unsafe` of the project.
 //! - [`open`]: one file or shards behind one list of tensors.
 //! - [`row`]: a tensor's values, read where they are used.
 //! - [`adapter`]: a PEFT adapter's folder as a view over its base.
